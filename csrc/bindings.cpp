@@ -1,0 +1,344 @@
+// fastrnn._core: arrays become pointers, the GIL is released, fastrnn.h is called. Shapes are checked again here, cheaply, so
+// that no mistake in Python can read out of bounds; messages for users come from Python's own validation.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+#include "cpu/threads.h"
+#include "fastrnn.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fastrnn {
+namespace {
+
+using Shape = std::initializer_list<int64_t>;
+
+// A C-contiguous array of exactly this dtype and shape.
+const py::array& checked(const py::handle& object, const char* name, char kind, int64_t item_size, Shape shape) {
+  if (!py::isinstance<py::array>(object)) throw py::type_error(std::string("_core: ") + name + " must be an array");
+  const auto& array = reinterpret_cast<const py::array&>(object);
+  bool fits = array.dtype().kind() == kind && array.itemsize() == item_size && array.dtype().byteorder() != '>' &&
+              (array.flags() & py::array::c_style) && array.ndim() == py::ssize_t(shape.size());
+  py::ssize_t i = 0;
+  for (const int64_t n : shape) fits = fits && array.shape(i++) == n;
+  if (!fits) throw py::value_error(std::string("_core: ") + name + " has another dtype, layout or shape than expected");
+  return array;
+}
+
+const void* input(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
+  if (object.is_none()) return nullptr;
+  return checked(object, name, 'f', int64_t(problem.element_size()), shape).data();
+}
+
+void* output(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
+  if (object.is_none()) return nullptr;
+  // const: reading the pointer of a writeable array
+  const py::array& array = checked(object, name, 'f', int64_t(problem.element_size()), shape);
+  if (!array.writeable()) throw py::value_error(std::string("_core: ") + name + " must be writeable");
+  return const_cast<void*>(array.data());
+}
+
+template <class T>
+const T* required(const T* pointer, const char* name, bool empty) {
+  if (!pointer && !empty) throw py::value_error(std::string("_core: ") + name + " is missing");
+  return pointer;
+}
+
+// Arrays of all layers and directions, in order; get turns one into a pointer.
+template <class Entry, class Get>
+std::vector<Entry> weight_list(const Problem& problem, const py::sequence& arrays, Get&& get) {
+  const size_t each = 2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0);
+  const size_t entries = size_t(problem.num_layers * problem.directions);
+  if (arrays.size() != each * entries) throw py::value_error("_core: wrong number of weight arrays");
+  const int64_t rows = problem.gates() * problem.hidden_size, state = problem.state_size();
+  std::vector<Entry> list(entries);
+  size_t next = 0;
+  const auto take = [&](const char* name, Shape shape) {
+    const py::object array = arrays[next++];
+    if (array.is_none()) throw py::value_error(std::string("_core: ") + name + " is missing");
+    return get(array, name, shape);
+  };
+  for (size_t i = 0; i < entries; i++) {
+    Entry& e = list[i];
+    e.w_ih = take("w_ih", {rows, problem.layer_input_size(int64_t(i) / problem.directions)});
+    e.w_hh = take("w_hh", {rows, state});
+    if (problem.bias) {
+      e.b_ih = take("b_ih", {rows});
+      e.b_hh = take("b_hh", {rows});
+    }
+    if (problem.proj_size) e.w_hr = take("w_hr", {problem.proj_size, problem.hidden_size});
+  }
+  return list;
+}
+
+std::vector<Weights> input_weights(const Problem& problem, const py::sequence& arrays) {
+  return weight_list<Weights>(problem, arrays, [&](const py::handle& array, const char* name, Shape shape) {
+    return input(problem, array, name, shape);
+  });
+}
+
+Problem make_problem(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
+                     int64_t proj_size, int64_t num_layers, bool bidirectional, bool bias) {
+  Problem p;
+  if (cell == "lstm") p.cell = CellType::lstm;
+  else if (cell == "gru") p.cell = CellType::gru;
+  else if (cell == "rnn_tanh") p.cell = CellType::rnn_tanh;
+  else if (cell == "rnn_relu") p.cell = CellType::rnn_relu;
+  else throw py::value_error("_core: unknown cell '" + cell + "'");
+  if (dtype == "float32") p.dtype = Dtype::float32;
+  else if (dtype == "float64") p.dtype = Dtype::float64;
+  else throw py::value_error("_core: unknown dtype '" + dtype + "'");
+  const int64_t most = int64_t(1) << 40;  // products of two sizes stay within 64 bits
+  if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0 || input_size > most || hidden_size > most ||
+      num_layers > most || proj_size >= hidden_size || (proj_size && p.cell != CellType::lstm)) {
+    throw py::value_error("_core: sizes out of range");
+  }
+  p.input_size = input_size;
+  p.hidden_size = hidden_size;
+  p.proj_size = proj_size;
+  p.num_layers = num_layers;
+  p.directions = bidirectional ? 2 : 1;
+  p.bias = bias;
+  return p;
+}
+
+const char* cell_name(const Problem& p) {
+  switch (p.cell) {
+    case CellType::lstm: return "lstm";
+    case CellType::gru: return "gru";
+    case CellType::rnn_tanh: return "rnn_tanh";
+    default: return "rnn_relu";
+  }
+}
+
+std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0,
+                                        const py::object& c_0, const py::sequence& weights, const py::object& lengths,
+                                        const py::object& resets, double dropout, uint64_t dropout_seed, bool training,
+                                        const py::object& y, const py::object& h_n, const py::object& c_n, int num_threads,
+                                        const std::shared_ptr<Memory>& memory) {
+  if (x.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
+  Batch batch;
+  batch.seq_len = x.shape(0);
+  batch.batch = x.shape(1);
+  const int64_t T = batch.seq_len, B = batch.batch, LD = problem.num_layers * problem.directions;
+  const int64_t P = problem.state_size(), H = problem.hidden_size;
+  if (T * B >= (int64_t(1) << 40) || B > INT32_MAX || T > INT32_MAX) throw py::value_error("_core: too many rows");
+  if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("_core: dropout out of range");
+  const bool lstm = problem.cell == CellType::lstm;
+  if (!lengths.is_none()) {
+    batch.lengths = static_cast<const int64_t*>(checked(lengths, "lengths", 'i', 8, {B}).data());
+    for (int64_t b = 0; b < B; b++) {
+      if (batch.lengths[b] < 0 || batch.lengths[b] > T) throw py::value_error("_core: lengths out of range");
+    }
+  }
+  if (!resets.is_none()) {
+    if (problem.directions != 1) throw py::value_error("_core: resets with two directions");
+    batch.resets = static_cast<const uint8_t*>(checked(resets, "resets", 'b', 1, {T, B}).data());
+  }
+  ForwardArrays arrays;
+  arrays.x = input(problem, x, "x", {T, B, problem.input_size});
+  arrays.h_0 = input(problem, h_0, "h_0", {LD, B, P});
+  arrays.c_0 = lstm ? input(problem, c_0, "c_0", {LD, B, H}) : nullptr;
+  arrays.y = output(problem, y, "y", {T, B, problem.directions * P});
+  arrays.h_n = output(problem, h_n, "h_n", {LD, B, P});
+  arrays.c_n = lstm ? output(problem, c_n, "c_n", {LD, B, H}) : nullptr;
+  required(arrays.y, "y", T * B == 0);
+  required(arrays.h_n, "h_n", B == 0);
+  required(arrays.c_n, "c_n", B == 0 || !lstm);
+  const auto list = input_weights(problem, weights);
+  py::gil_scoped_release release;
+  return forward(problem, batch, list, arrays, {dropout, dropout_seed}, training, num_threads, memory);
+}
+
+void backward_arrays(const Problem& problem, const Reserve& reserve, const py::object& x, const py::object& y,
+                     const py::sequence& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
+                     const py::object& dx, const py::object& dh_0, const py::object& dc_0, const py::sequence& dweights,
+                     int num_threads, const std::shared_ptr<Memory>& memory) {
+  const Problem& kept = reserve.problem();
+  if (kept.cell != problem.cell || kept.dtype != problem.dtype || kept.input_size != problem.input_size ||
+      kept.hidden_size != problem.hidden_size || kept.proj_size != problem.proj_size ||
+      kept.num_layers != problem.num_layers || kept.directions != problem.directions || kept.bias != problem.bias) {
+    throw py::value_error("_core: the reserve is that of another problem");
+  }
+  const int64_t T = reserve.seq_len(), B = reserve.batch(), LD = problem.num_layers * problem.directions;
+  const int64_t P = problem.state_size(), H = problem.hidden_size;
+  const bool lstm = problem.cell == CellType::lstm;
+  BackwardArrays arrays;
+  arrays.x = input(problem, x, "x", {T, B, problem.input_size});
+  arrays.y = input(problem, y, "y", {T, B, problem.directions * P});
+  arrays.dy = input(problem, dy, "dy", {T, B, problem.directions * P});
+  arrays.dh_n = input(problem, dh_n, "dh_n", {LD, B, P});
+  arrays.dc_n = lstm ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
+  arrays.dx = output(problem, dx, "dx", {T, B, problem.input_size});
+  arrays.dh_0 = output(problem, dh_0, "dh_0", {LD, B, P});
+  arrays.dc_0 = lstm ? output(problem, dc_0, "dc_0", {LD, B, H}) : nullptr;
+  required(arrays.x, "x", T * B == 0);
+  required(arrays.y, "y", T * B == 0);
+  required(arrays.dh_0, "dh_0", B == 0);
+  required(arrays.dc_0, "dc_0", B == 0 || !lstm);
+  const auto list = input_weights(problem, weights);
+  const auto grads = weight_list<WeightGrads>(problem, dweights, [&](const py::handle& array, const char* name, Shape shape) {
+    return output(problem, array, name, shape);
+  });
+  py::gil_scoped_release release;
+  backward(reserve, list, arrays, grads, num_threads, memory);
+}
+
+// A stream belongs to one thread at a time; the lock turns a mistake into waiting rather than a crash.
+class LockedStream {
+ public:
+  LockedStream(const Problem& problem, const py::sequence& weights, int64_t batch, int num_threads) {
+    if (problem.directions != 1) throw py::value_error("_core: a stream has one direction");
+    if (batch < 0 || batch > INT32_MAX) throw py::value_error("_core: batch_size out of range");
+    const auto list = input_weights(problem, weights);
+    py::gil_scoped_release release;
+    stream_ = make_stream(problem, list, batch, num_threads);
+  }
+
+  int64_t batch() {
+    const Lock lock(*this);
+    return stream_->batch();
+  }
+
+  void step(const py::object& x, const py::object& out) {
+    const Lock lock(*this);
+    const Problem& p = stream_->problem();
+    const int64_t B = stream_->batch();
+    const void* from = required(input(p, x, "x", {B, p.input_size}), "x", B == 0);
+    void* to = const_cast<void*>(required<void>(output(p, out, "out", {B, p.state_size()}), "out", B == 0));
+    py::gil_scoped_release release;
+    stream_->step(from, to);
+  }
+
+  void get_state(const py::object& h, const py::object& c) {
+    const Lock lock(*this);
+    const Problem& p = stream_->problem();
+    const int64_t B = stream_->batch();
+    void* to_c = nullptr;
+    void* to_h = output(p, h, "h", {p.num_layers, B, p.state_size()});
+    if (p.cell == CellType::lstm) to_c = output(p, c, "c", {p.num_layers, B, p.hidden_size});
+    if (!to_h || (p.cell == CellType::lstm && !to_c)) throw py::value_error("_core: a state is missing");
+    stream_->get_state(to_h, to_c);
+  }
+
+  void set_state(const py::object& h, const py::object& c) {
+    const Lock lock(*this);
+    const Problem& p = stream_->problem();
+    const int64_t B = stream_->batch();
+    const void* from_c = nullptr;
+    const void* from_h = input(p, h, "h", {p.num_layers, B, p.state_size()});
+    if (p.cell == CellType::lstm) from_c = input(p, c, "c", {p.num_layers, B, p.hidden_size});
+    if (!from_h || (p.cell == CellType::lstm && !from_c)) throw py::value_error("_core: a state is missing");
+    stream_->set_state(from_h, from_c);
+  }
+
+  void reset(const py::object& rows) {
+    const Lock lock(*this);
+    if (rows.is_none()) return stream_->reset(nullptr, 0);
+    const auto [data, n] = checked_rows(rows);
+    stream_->reset(data, n);
+  }
+
+  void select(const py::object& rows) {
+    const Lock lock(*this);
+    const auto [data, n] = checked_rows(rows);
+    stream_->select(data, n);
+  }
+
+ private:
+  struct Lock {
+    explicit Lock(LockedStream& stream) : lock(stream.mutex_, std::try_to_lock) {
+      if (lock.owns_lock()) return;
+      py::gil_scoped_release release;  // its holder may want the GIL back
+      lock.lock();
+    }
+    std::unique_lock<std::mutex> lock;
+  };
+
+  std::pair<const int64_t*, int64_t> checked_rows(const py::object& rows) const {
+    const int64_t n = py::isinstance<py::array>(rows) ? py::reinterpret_borrow<py::array>(rows).size() : -1;
+    const auto* data = static_cast<const int64_t*>(checked(rows, "rows", 'i', 8, {n}).data());
+    for (int64_t i = 0; i < n; i++) {
+      if (data[i] < 0 || data[i] >= stream_->batch()) throw py::value_error("_core: rows out of range");
+    }
+    return {data, n};
+  }
+
+  std::mutex mutex_;
+  std::unique_ptr<Stream> stream_;
+};
+
+std::vector<std::string> names(const std::vector<Isa>& isas) {
+  std::vector<std::string> out;
+  for (const Isa isa : isas) out.emplace_back(name(isa));
+  return out;
+}
+
+const char* compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#else
+  return "GCC " __VERSION__;
+#endif
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  using namespace fastrnn;
+  m.doc() = "Fused recurrent kernels; use fastrnn's layers or fastrnn.functional instead.";
+  current();      // FASTRNN_ISA and
+  num_threads();  // FASTRNN_NUM_THREADS are read here, and refused here
+
+  py::class_<Problem>(m, "Problem")
+      .def(py::init(&make_problem), "cell"_a, "dtype"_a, "input_size"_a, "hidden_size"_a, "proj_size"_a, "num_layers"_a,
+           "bidirectional"_a, "bias"_a)
+      .def_property_readonly("cell", &cell_name)
+      .def_property_readonly("dtype", [](const Problem& p) { return p.dtype == Dtype::float32 ? "float32" : "float64"; })
+      .def_readonly("input_size", &Problem::input_size)
+      .def_readonly("hidden_size", &Problem::hidden_size)
+      .def_readonly("proj_size", &Problem::proj_size)
+      .def_readonly("num_layers", &Problem::num_layers)
+      .def_property_readonly("bidirectional", [](const Problem& p) { return p.directions == 2; })
+      .def_readonly("bias", &Problem::bias)
+      .def_readonly("directions", &Problem::directions)
+      .def_property_readonly("state_size", &Problem::state_size);
+
+  py::class_<Memory, std::shared_ptr<Memory>>(m, "Memory").def(py::init<>());
+
+  py::class_<Reserve>(m, "Reserve").def_property_readonly("nbytes", &Reserve::bytes);
+
+  m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a, "dropout"_a,
+        "dropout_seed"_a, "training"_a, "y"_a, "h_n"_a, "c_n"_a, "num_threads"_a, "memory"_a);
+  m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
+        "dx"_a, "dh_0"_a, "dc_0"_a, "dweights"_a, "num_threads"_a, "memory"_a);
+
+  py::class_<LockedStream>(m, "Stream")
+      .def(py::init<const Problem&, const py::sequence&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,
+           "num_threads"_a)
+      .def("step", &LockedStream::step, "x"_a, "out"_a)
+      .def("get_state", &LockedStream::get_state, "h"_a, "c"_a)
+      .def("set_state", &LockedStream::set_state, "h"_a, "c"_a)
+      .def("reset", &LockedStream::reset, "rows"_a)
+      .def("select", &LockedStream::select, "rows"_a)
+      .def_property_readonly("batch_size", &LockedStream::batch);
+
+  m.def("set_num_threads", &set_num_threads, "n"_a);
+  m.def("get_num_threads", &num_threads);
+  m.def("release_memory", &release_memory);
+  m.def("cached_bytes", &cached_bytes);
+  m.def("set_isa", [](const std::string& isa) { set_current(isa); }, "isa"_a);
+  m.def("config", [] {
+    return py::dict("isa"_a = name(current()), "isa_compiled"_a = names(compiled()), "isa_available"_a = names(available()),
+                    "compiler"_a = compiler(), "threads"_a = num_threads(), "default_threads"_a = default_num_threads());
+  });
+}

@@ -1,0 +1,387 @@
+// Backward pass of one layer in one direction.
+//
+// Threads split the hidden units here too, and the recurrent product over K: a thread multiplies the gate gradients of its
+// own units with its own rows of W_hh, giving a partial dh_{t-1} of all units; the owner of a unit sums the partial results
+// (in the order of the threads) when it differentiates step t-1. So a step exchanges B*P numbers a thread and meets once.
+// Weight gradients and dx follow a time chunk at a time, while its gate gradients are in cache.
+#pragma once
+
+#include "cpu/layer.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+constexpr int64_t kOuterRows = 128;  // rows of x and h packed at a time for the weight gradients: a panel stays in L1
+
+template <class T, template <class> class CellOf>
+class BackwardLayer {
+  using Cell = CellOf<SimdMath<T>>;
+  using G = Geometry<Cell>;
+  using V = Vec<T>;
+  static constexpr int w = kWidth<T>;
+  static constexpr int kSlots = G::kSlots;
+  static constexpr int64_t kXWidth = G::kXSlots * w, kHWidth = G::kHSlots * w;
+
+ public:
+  BackwardLayer(const BackwardArgs& args, Team& team, int tid)
+      : a(args),
+        s(args.steps),
+        team(team),
+        tid(tid),
+        blocks((a.hidden_size + w - 1) / w),
+        units(share(blocks, team, tid)),
+        input_panels{a.input_size},
+        state_panels{a.state_size},
+        unit_panels{a.hidden_size},
+        states(share(state_panels.vectors(), team, tid)) {}
+
+  void run() {
+    if (s.rows == 0) return;
+    pack();
+    for (int64_t i = units.begin * kSlots * w; i < units.end * kSlots * w; i++) static_cast<T*>(a.bias_sums)[i] = 0;
+    team.barrier(tid);
+    const Walk chunks{!a.reverse, s.chunks};
+    int64_t after = -1;  // the step differentiated before t: the one that follows it in the direction of the layer
+    for (int64_t i = 0; i < s.chunks; i++) {
+      const int64_t c = chunks[i], t0 = s.chunk_step[c];
+      chunk_row0 = s.offset[t0];
+      gates = gate_chunk<T, kSlots>(s, a.gates, blocks, c, true);
+      dgates = {static_cast<T*>(a.dgates), gates.rows};
+      const Walk steps{!a.reverse, s.chunk_step[c + 1] - t0};
+      for (int64_t j = 0; j < steps.n; j++) {
+        const int64_t t = t0 + steps[j];
+        step(t, after);
+        team.barrier(tid);
+        after = t;
+      }
+      weight_gradients(c);
+      if (a.dx) {
+        team.barrier(tid);
+        input_gradient(c);
+        team.barrier(tid);
+      }
+    }
+    for (int64_t sb = states.begin; sb < states.end; sb++) {
+      for (int64_t b = 0; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
+    }
+    add_bias_gradients();
+  }
+
+ private:
+  void pack() {
+    const Weights& weights = a.weights;
+    // Rows of W_hh that belong to this thread's units, in the order of their gate gradients.
+    for (int64_t j = 0; j < state_panels.count(); j++) {
+      pack_gate_rows(weights.w_hh, a.state_size, Cell::kHSlot, units, state_panels, j, state_panel(j));
+    }
+    if (a.dx) {
+      const Range own = share(input_panels.count(), team, tid);
+      for (int64_t j = own.begin; j < own.end; j++) {
+        pack_gate_rows(weights.w_ih, a.input_size, Cell::kXSlot, {0, blocks}, input_panels, j, input_panel(j));
+      }
+    }
+    for (int64_t u = units.begin; a.projected && u < units.end; u += kMaxVectors) {
+      const int nv = unit_group(u);
+      for (int64_t k = 0; k < a.state_size; k++) {
+        pack_row(static_cast<const T*>(weights.w_hr) + k * a.hidden_size + u * w, a.hidden_size - u * w, nv,
+                 projection_panel(u) + k * nv * w);
+      }
+    }
+  }
+
+  static void pack_gate_rows_of_unit_block(const T* matrix, int64_t hidden, int64_t u, int first_slot, int64_t width,
+                                           int64_t column, int64_t columns, int nv, T* panel) {
+    const int64_t valid = valid_lanes<T>(hidden, u);
+    for (int gate = 0; gate < Cell::kGates; gate++) {
+      const T* rows = matrix + (Cell::gate_of_slot(first_slot + gate) * hidden + u * w) * width + column;
+      for (int lane = 0; lane < w; lane++, panel += nv * w) {
+        pack_row(rows + lane * width, lane < valid ? columns : 0, nv, panel);
+      }
+    }
+  }
+
+  void pack_gate_rows(const void* matrix, int64_t width, int first_slot, Range of, const ColumnPanels<T>& panels, int64_t j,
+                      T* panel) {
+    const int nv = panels.nv(j);
+    for (int64_t u = of.begin; u < of.end; u++, panel += Cell::kGates * w * nv * w) {
+      pack_gate_rows_of_unit_block(static_cast<const T*>(matrix), a.hidden_size, u, first_slot, width,
+                                   panels.first_column(j), panels.columns(j), nv, panel);
+    }
+  }
+
+  // dgates of step t, then this thread's part of dh_{t-1}.
+  void step(int64_t t, int64_t after) {
+    if (after >= 0) {  // rows that end (reverse direction: that begin) with `after`: their gradient is that of the state
+      for (int64_t sb = states.begin; sb < states.end; sb++) {
+        for (int64_t b = s.count[t]; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
+      }
+    }
+    const int64_t before = a.reverse ? (t + 1 < s.seq_len ? t + 1 : -1) : t - 1;
+    Source<T> source[2];
+    const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, true, t, before, source);
+    if (a.projected) {
+      project(t, after);
+      team.barrier(tid);
+      for (int64_t u = units.begin; u < units.end; u += kMaxVectors) {
+        const int nv = unit_group(u);
+        for (int k = 0; k < found; k++) {
+          const Rows<T> dh{dhidden(s.offset[t] + source[k].rows.begin), state_width(), 1, 0};
+          gemm(dh, source[k].rows.size(), 1, a.state_size, projection_panel(u), nv,
+               [&](int64_t first, int64_t count, const T* tile) {
+                 for (int i = 0; i < nv; i++) {
+                   differentiate(t, u + i, source[k], {first, first + count},
+                                 [&](int64_t r) { return load(tile + ((r - first) * nv + i) * w); });
+                 }
+               });
+        }
+      }
+    } else {
+      for (int64_t u = units.begin; u < units.end; u++) {
+        for (int k = 0; k < found; k++) {
+          const int64_t first = source[k].rows.begin;
+          differentiate(t, u, source[k], {0, source[k].rows.size()},
+                        [&](int64_t r) { return incoming(t, after, u, first + r); });
+        }
+      }
+    }
+    parity ^= 1;
+    const Rows<T> own{dgates.at(units.begin, s.offset[t] - chunk_row0) + Cell::kHSlot * w, GateBlock<T, kSlots>::kRow, 1,
+                      dgates.block_stride()};
+    const Walk order{(t & 1) != 0, state_panels.count()};
+    for (int64_t i = 0; i < order.n; i++) {
+      const int64_t j = order[i];
+      const int nv = state_panels.nv(j);
+      gemm(own, s.count[t], units.size(), kHWidth, state_panel(j), nv, [&](int64_t first, int64_t count, const T* tile) {
+        for (int64_t r = 0; r < count; r++) {
+          for (int v = 0; v < nv; v++) {
+            store(partial(tid, j * kMaxVectors + v, first + r), load(tile + (r * nv + v) * w));
+          }
+        }
+      });
+    }
+  }
+
+  // Gradient of h_{t-1}, lanes of state block sb, as step t left it.
+  FASTRNN_INLINE V arriving(int64_t t, int64_t sb, int64_t b) const {
+    V dh = load(carry(sb, b));
+    if (a.resets && a.resets[s.offset[t] + b]) return dh;  // h_{t-1} was not used
+    for (int i = 0; i < team.size(); i++) dh += load(partial(i, sb, b));
+    return dh;
+  }
+
+  // Gradient of h_t.
+  FASTRNN_INLINE V incoming(int64_t t, int64_t after, int64_t sb, int64_t b) const {
+    V dh = after >= 0 && b < s.count[after] ? arriving(after, sb, b) : load(carry(sb, b));
+    if (a.dy) {
+      const T* dy = static_cast<const T*>(a.dy) + (s.offset[t] + b) * a.dy_stride + sb * w;
+      dh += load_first(dy, valid_lanes<T>(a.state_size, sb));
+    }
+    return dh;
+  }
+
+  // Projected: gathers dh_t; it has no other way into h_{t-1} than the gates.
+  void project(int64_t t, int64_t after) {
+    for (int64_t sb = states.begin; sb < states.end; sb++) {
+      for (int64_t b = 0; b < s.count[t]; b++) {
+        store(dhidden(s.offset[t] + b) + sb * w, incoming(t, after, sb, b));
+        store(carry(sb, b), V{});
+      }
+    }
+  }
+
+  // The cell's gradient for unit block u of the source's rows `rows`; dh(r) is the gradient of its output.
+  template <class Dh>
+  FASTRNN_INLINE void differentiate(int64_t t, int64_t u, const Source<T>& from, Range rows, Dh&& dh) {
+    const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+    const T* cells = static_cast<const T*>(a.cells) + u * a.cell_rows * w;
+    V sums[kSlots] = {};
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      const int64_t b = from.rows.begin + r, row = s.offset[t] + b;
+      const bool reset = a.resets && a.resets[row];
+      const T* saved = gates.at(u, row - chunk_row0);
+      V slot[kSlots], dslot[kSlots], h_prev{}, c_prev{}, c{}, dc{}, dh_prev;
+      FASTRNN_UNROLL
+      for (int k = 0; k < kSlots; k++) slot[k] = load(saved + k * w);
+      if (Cell::kUsesPreviousState) h_prev = load_first(from.h + r * from.h_stride + u * w, valid);
+      T* dc_row = static_cast<T*>(a.dc) + (u * s.batch + b) * w;
+      if (Cell::kHasCellState) {
+        if (!reset) c_prev = load(cells + (from.cell_row + r) * w);
+        c = load(cells + (s.batch + row) * w);
+        dc = load(dc_row);
+      }
+      Cell::backward(slot, h_prev, c_prev, c, dh(r), dc, dslot, dh_prev);
+      T* out = dgates.at(u, row - chunk_row0);
+      FASTRNN_UNROLL
+      for (int k = 0; k < kSlots; k++) {
+        store(out + k * w, dslot[k]);
+        sums[k] += dslot[k];
+      }
+      if (Cell::kHasCellState) store(dc_row, reset ? V{} : dc);
+      if (!a.projected) store(carry(u, b), reset ? V{} : dh_prev);
+    }
+    T* total = static_cast<T*>(a.bias_sums) + u * kSlots * w;
+    FASTRNN_UNROLL
+    for (int k = 0; k < kSlots; k++) store(total + k * w, load(total + k * w) + sums[k]);
+  }
+
+  // ------------------------------------------------------------------------------------------------ after a chunk's steps
+
+  void weight_gradients(int64_t c) {
+    const int64_t end = s.offset[s.chunk_step[c + 1]];
+    int64_t t = s.chunk_step[c];
+    for (int64_t row = chunk_row0; row < end; row += kOuterRows) {
+      const int64_t n = min(kOuterRows, end - row);
+      T* x_columns = static_cast<T*>(a.columns) + tid * columns_size(a.input_size, a.state_size, a.projected * a.hidden_size);
+      T* h_columns = x_columns + input_panels.vectors() * w * kOuterRows;
+      T* m_columns = h_columns + state_panels.vectors() * w * kOuterRows;
+      for (int64_t i = 0; i < n; i++) {
+        pack_columns(static_cast<const T*>(a.x) + (row + i) * a.x_stride, input_panels, i, n, x_columns);
+      }
+      pack_previous_states(row, n, t, h_columns);
+      for (int64_t u = units.begin; u < units.end; u++) {
+        const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+        for (int slot = 0; slot < kSlots; slot++) {
+          const int64_t gate_row = Cell::gate_of_slot(slot) * a.hidden_size + u * w;
+          const Rows<T> transposed{dgates.at(u, row - chunk_row0) + slot * w, 1, GateBlock<T, kSlots>::kRow, 0};
+          if (G::from_x(slot)) add_outer(transposed, valid, n, x_columns, input_panels, a.grads.w_ih, gate_row);
+          if (G::from_h(slot)) add_outer(transposed, valid, n, h_columns, state_panels, a.grads.w_hh, gate_row);
+        }
+      }
+      if (a.projected) {
+        for (int64_t i = 0; i < n; i++) {
+          pack_columns(static_cast<const T*>(a.hidden) + (row + i) * blocks * w, unit_panels, i, n, m_columns);
+        }
+        for (int64_t sb = states.begin; sb < states.end; sb++) {
+          add_outer({dhidden(row) + sb * w, 1, state_width(), 0}, valid_lanes<T>(a.state_size, sb), n, m_columns,
+                    unit_panels, a.grads.w_hr, sb * w);
+        }
+      }
+    }
+  }
+
+  // matrix rows first_row.. += (transposed rows) x (packed columns)
+  void add_outer(const Rows<T>& transposed, int64_t rows, int64_t n, const T* columns, const ColumnPanels<T>& panels,
+                 void* matrix, int64_t first_row) {
+    for (int64_t j = 0; j < panels.count(); j++) {
+      const int nv = panels.nv(j);
+      const int64_t column = panels.first_column(j);
+      gemm(transposed, rows, 1, n, columns + panels.offset(j, n), nv, [&](int64_t first, int64_t count, const T* tile) {
+        for (int64_t r = 0; r < count; r++) {
+          add_tile_row(tile + r * nv * w, nv, panels.n - column,
+                       static_cast<T*>(matrix) + (first_row + first + r) * panels.n + column);
+        }
+      });
+    }
+  }
+
+  static FASTRNN_INLINE void add_tile_row(const T* tile, int nv, int64_t columns, T* out) {
+    for (int v = 0; v < nv; v++) {
+      const int64_t valid = min(w, columns - v * w);
+      store_first(out + v * w, load_first(out + v * w, valid) + load(tile + v * w), valid);
+    }
+  }
+
+  static void pack_columns(const T* source, const ColumnPanels<T>& panels, int64_t i, int64_t n, T* columns) {
+    for (int64_t j = 0; j < panels.count(); j++) {
+      const int nv = panels.nv(j);
+      pack_row(source + panels.first_column(j), panels.columns(j), nv, columns + panels.offset(j, n) + i * nv * w);
+    }
+  }
+
+  // h_{t-1} of rows row..row+n; t: a step at or before the one of `row`, moved on to it.
+  void pack_previous_states(int64_t row, int64_t n, int64_t& t, T* columns) {
+    for (int64_t i = 0; i < n;) {
+      while (s.offset[t + 1] <= row + i) t++;
+      const int64_t before = a.reverse ? (t + 1 < s.seq_len ? t + 1 : -1) : t - 1;
+      Source<T> source[2];
+      const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, true, t, before, source);
+      for (int k = 0; k < found; k++) {
+        for (int64_t b = row + i - s.offset[t]; i < n && b < source[k].rows.end; b++, i++) {
+          pack_columns(source[k].h + (b - source[k].rows.begin) * source[k].h_stride, state_panels, i, n, columns);
+        }
+      }
+    }
+  }
+
+  void input_gradient(int64_t c) {
+    const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
+    // Columns are split, each panel being read by one thread; few panels are split by rows too.
+    const int64_t parts = panels >= 2 * team.size() ? 1 : team.size();
+    const Range jobs = share(panels * parts, team, tid);
+    for (int64_t job = jobs.begin; job < jobs.end; job++) {
+      const int64_t j = job / parts, column = input_panels.first_column(j);
+      const Range part{rows * (job % parts) / parts, rows * (job % parts + 1) / parts};
+      const int nv = input_panels.nv(j);
+      const Rows<T> from{dgates.at(0, part.begin) + Cell::kXSlot * w, GateBlock<T, kSlots>::kRow, 1,
+                         dgates.block_stride()};
+      T* dx = static_cast<T*>(a.dx) + (chunk_row0 + part.begin) * a.x_stride + column;
+      gemm(from, part.size(), blocks, kXWidth, input_panel(j), nv, [&](int64_t first, int64_t count, const T* tile) {
+        for (int64_t r = 0; r < count; r++) {
+          T* out = dx + (first + r) * a.x_stride;
+          if (a.add_dx) {
+            add_tile_row(tile + r * nv * w, nv, a.input_size - column, out);
+          } else {
+            for (int v = 0; v < nv; v++) {
+              store_first(out + v * w, load(tile + (r * nv + v) * w), min(w, a.input_size - column - v * w));
+            }
+          }
+        }
+      });
+    }
+  }
+
+  void add_bias_gradients() {
+    for (int64_t u = units.begin; u < units.end; u++) {
+      const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+      for (int slot = 0; slot < kSlots; slot++) {
+        const int64_t first = Cell::gate_of_slot(slot) * a.hidden_size + u * w;
+        const T* sum = static_cast<const T*>(a.bias_sums) + (u * kSlots + slot) * w;
+        if (a.grads.b_ih && G::from_x(slot)) add_tile_row(sum, 1, valid, static_cast<T*>(a.grads.b_ih) + first);
+        if (a.grads.b_hh && G::from_h(slot)) add_tile_row(sum, 1, valid, static_cast<T*>(a.grads.b_hh) + first);
+      }
+    }
+  }
+
+ public:
+  static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
+    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w * kOuterRows;
+  }
+
+ private:
+  int unit_group(int64_t u) const { return int(min(kMaxVectors, units.end - u)); }
+  int64_t state_width() const { return state_panels.vectors() * w; }
+  T* carry(int64_t sb, int64_t b) const { return static_cast<T*>(a.dh) + (sb * s.batch + b) * w; }
+  T* partial(int thread, int64_t sb, int64_t b) const {
+    const int64_t block = (parity * team.size() + thread) * state_panels.vectors() + sb;
+    return static_cast<T*>(a.partial) + (block * s.batch + b) * w;
+  }
+  T* dhidden(int64_t row) const { return static_cast<T*>(a.dhidden) + (row - chunk_row0) * state_width(); }
+  T* state_panel(int64_t j) const {
+    return static_cast<T*>(a.w_hh_panels) + units.begin * kHWidth * state_width() +
+           state_panels.offset(j, units.size() * kHWidth);
+  }
+  T* input_panel(int64_t j) const {
+    return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth);
+  }
+  T* projection_panel(int64_t u) const { return static_cast<T*>(a.w_hr_panels) + u * a.state_size * w; }
+
+  const BackwardArgs& a;
+  const Steps& s;
+  Team& team;
+  const int tid;
+  const int64_t blocks;  // of w units
+  const Range units;     // of blocks: this thread's
+  const ColumnPanels<T> input_panels, state_panels, unit_panels;
+  const Range states;  // blocks of h whose gradient this thread sums; without a projection, its units
+  GateBlock<T, kSlots> gates{}, dgates{};
+  int64_t chunk_row0 = 0;
+  int parity = 0;
+};
+
+template <class T, template <class> class CellOf>
+void backward_layer(const BackwardArgs& args, Team& team, int tid) {
+  BackwardLayer<T, CellOf>(args, team, tid).run();
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

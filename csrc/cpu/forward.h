@@ -1,0 +1,227 @@
+// Forward pass of one layer in one direction.
+//
+// Threads split the hidden units; a thread packs, multiplies and activates its own units only, and meets the others once a
+// time step (twice with a projection), when h_t is complete. W_ih x is computed a time chunk ahead, so that it is still in
+// cache when the recurrence reads it. A tile of the recurrence holds all gates of its units: the cell is its epilogue.
+#pragma once
+
+#include "cpu/layer.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+template <class T, template <class> class CellOf>
+class ForwardLayer {
+  using Cell = CellOf<SimdMath<T>>;
+  using G = Geometry<Cell>;
+  using V = Vec<T>;
+  static constexpr int w = kWidth<T>;
+  static constexpr int kSlots = G::kSlots;
+
+ public:
+  ForwardLayer(const ForwardArgs& args, Team& team, int tid)
+      : a(args),
+        s(args.steps),
+        team(team),
+        tid(tid),
+        blocks((a.hidden_size + w - 1) / w),
+        units(share(blocks, team, tid)),
+        state_panels{a.state_size},
+        projections(share(a.projected ? state_panels.count() : 0, team, tid)) {}
+
+  void run() {
+    if (a.pack) pack();
+    if (s.rows == 0) return;
+    if (a.resets) begin_resets();
+    team.barrier(tid);
+    const Walk chunks{a.reverse, s.chunks};
+    int64_t before = -1;
+    for (int64_t i = 0; i < s.chunks; i++) {
+      const int64_t c = chunks[i];
+      const auto gates = gate_chunk<T, kSlots>(s, a.gates, blocks, c, a.training);
+      const int64_t t0 = s.chunk_step[c];
+      input_product(c, gates);
+      const Walk steps{a.reverse, s.chunk_step[c + 1] - t0};
+      for (int64_t j = 0; j < steps.n; j++) {
+        const int64_t t = t0 + steps[j];
+        recurrent_step(t, before, gates, s.offset[t] - s.offset[t0]);
+        team.barrier(tid);
+        if (a.projected) {
+          project(t);
+          team.barrier(tid);
+        }
+        before = t;
+      }
+    }
+  }
+
+  void pack() {
+    const Weights& weights = a.weights;
+    const T *w_ih = static_cast<const T*>(weights.w_ih), *w_hh = static_cast<const T*>(weights.w_hh);
+    for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
+      const int n = group_size(u);
+      for (int v = 0; v < n * Cell::kGates; v++) {
+        const int64_t block = u + v / Cell::kGates, unit = block * w, valid = valid_lanes<T>(a.hidden_size, block);
+        const int64_t x_row = Cell::gate_of_slot(Cell::kXSlot + v % Cell::kGates) * a.hidden_size + unit;
+        const int64_t h_row = Cell::gate_of_slot(Cell::kHSlot + v % Cell::kGates) * a.hidden_size + unit;
+        pack_transposed(w_ih + x_row * a.input_size, a.input_size, valid, a.input_size, n * Cell::kGates, v, x_panel(u));
+        pack_transposed(w_hh + h_row * a.state_size, a.state_size, valid, a.state_size, n * Cell::kGates, v, h_panel(u));
+      }
+      for (int64_t block = u; block < u + n; block++) pack_bias(block);
+    }
+    for (int64_t j = projections.begin; j < projections.end; j++) {
+      for (int v = 0; v < state_panels.nv(j); v++) {
+        const int64_t first = state_panels.first_column(j) + v * w;
+        pack_transposed(static_cast<const T*>(weights.w_hr) + first * a.hidden_size, a.hidden_size,
+                        min(w, a.state_size - first), a.hidden_size, state_panels.nv(j), v, projection_panel(j));
+      }
+    }
+  }
+
+ private:
+  // Every slot's bias: b_ih where W_ih feeds it, b_hh where W_hh does.
+  void pack_bias(int64_t block) {
+    const T *b_ih = static_cast<const T*>(a.weights.b_ih), *b_hh = static_cast<const T*>(a.weights.b_hh);
+    const int64_t valid = valid_lanes<T>(a.hidden_size, block);
+    for (int slot = 0; slot < kSlots; slot++) {
+      const int64_t first = Cell::gate_of_slot(slot) * a.hidden_size + block * w;
+      V sum{};
+      if (b_ih && G::from_x(slot)) sum += load_first(b_ih + first, valid);
+      if (b_hh && G::from_h(slot)) sum += load_first(b_hh + first, valid);
+      store(bias(block) + slot * w, sum);
+    }
+  }
+
+  // h_{t-1} of the first step: the initial state, zeroed where reset. Later ones are written with h_t.
+  void begin_resets() {
+    T* h_prev = static_cast<T*>(a.h_prev);
+    const Range rows = share(s.count[0], team, tid);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      const T* h = static_cast<const T*>(a.h_0) + r * a.state_size;
+      for (int64_t k = 0; k < a.state_size; k++) h_prev[r * a.state_size + k] = a.resets[r] ? T(0) : h[k];
+    }
+  }
+
+  void input_product(int64_t c, GateBlock<T, kSlots> gates) {
+    const int64_t row0 = s.offset[s.chunk_step[c]], rows = s.offset[s.chunk_step[c + 1]] - row0;
+    const Rows<T> x{static_cast<const T*>(a.x) + row0 * a.x_stride, a.x_stride, 1, 0};
+    for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
+      const int n = group_size(u);
+      gemm(x, rows, 1, a.input_size, x_panel(u), n * Cell::kGates, [&](int64_t first, int64_t count, const T* tile) {
+        for (int i = 0; i < n; i++) {
+          const T* b = bias(u + i);
+          for (int64_t r = 0; r < count; r++) {
+            T* row = gates.at(u + i, first + r);
+            const T* product = tile + (r * n + i) * Cell::kGates * w;
+            FASTRNN_UNROLL
+            for (int slot = 0; slot < kSlots; slot++) {
+              V sum = load(b + slot * w);
+              if (G::from_x(slot)) sum += load(product + (slot - Cell::kXSlot) * w);
+              store(row + slot * w, sum);
+            }
+          }
+        }
+      });
+    }
+  }
+
+  void recurrent_step(int64_t t, int64_t before, GateBlock<T, kSlots> gates, int64_t chunk_row) {
+    Source<T> source[2];
+    const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, a.training, t, before, source);
+    // Zig-zag: what the last step left in cache is used first.
+    const int64_t groups = (units.size() + G::kUnits - 1) / G::kUnits;
+    const Walk order{(t & 1) != 0, groups};
+    for (int64_t i = 0; i < groups; i++) {
+      const int64_t u = units.begin + order[i] * G::kUnits;
+      const int n = group_size(u);
+      for (int k = 0; k < found; k++) {
+        const Source<T>& from = source[k];
+        gemm(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size, h_panel(u), n * Cell::kGates,
+             [&](int64_t first, int64_t count, const T* tile) {
+               for (int b = 0; b < n; b++) {
+                 for (int64_t r = 0; r < count; r++) {
+                   activate(t, u + b, from, first + r, gates.at(u + b, chunk_row + from.rows.begin + first + r),
+                            tile + (r * n + b) * Cell::kGates * w);
+                 }
+               }
+             });
+      }
+    }
+  }
+
+  // The cell for one unit block of one row; `i` counts from the source's first row.
+  FASTRNN_INLINE void activate(int64_t t, int64_t u, const Source<T>& from, int64_t i, T* gate_row, const T* product) {
+    const int64_t b = from.rows.begin + i, row = s.offset[t] + b;
+    const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+    V slot[kSlots];
+    FASTRNN_UNROLL
+    for (int k = 0; k < kSlots; k++) {
+      slot[k] = load(gate_row + k * w);
+      if (G::from_h(k)) slot[k] += load(product + (k - Cell::kHSlot) * w);
+    }
+    V h_prev{}, c_prev{}, c{}, h;
+    if (Cell::kUsesPreviousState) h_prev = load_first(from.h + i * from.h_stride + u * w, valid);
+    T* cells = static_cast<T*>(a.cells) + u * a.cell_rows * w;
+    if (Cell::kHasCellState && !(a.resets && a.resets[row])) c_prev = load(cells + (from.cell_row + i) * w);
+    Cell::forward(slot, h_prev, c_prev, c, h);
+    if (Cell::kHasCellState) store(cells + (a.training ? s.batch + row : b) * w, c);
+    if (a.training) {
+      FASTRNN_UNROLL
+      for (int k = 0; k < kSlots; k++) store(gate_row + k * w, slot[k]);
+    }
+    if (Cell::kHasCellState && a.projected) {
+      store(hidden(t) + (b * blocks + u) * w, h);
+    } else {
+      put_state(t, b, u * w, h, valid);
+    }
+  }
+
+  void project(int64_t t) {
+    for (int64_t j = projections.begin; j < projections.end; j++) {
+      const int nv = state_panels.nv(j);
+      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size, projection_panel(j), nv,
+           [&](int64_t first, int64_t count, const T* tile) {
+             for (int64_t r = 0; r < count; r++) {
+               for (int v = 0; v < nv; v++) {
+                 const int64_t column = state_panels.first_column(j) + v * w;
+                 put_state(t, first + r, column, load(tile + (r * nv + v) * w), min(w, a.state_size - column));
+               }
+             }
+           });
+    }
+  }
+
+  FASTRNN_INLINE void put_state(int64_t t, int64_t b, int64_t column, V h, int64_t valid) {
+    store_first(static_cast<T*>(a.y) + (s.offset[t] + b) * a.y_stride + column, h, valid);
+    if (a.resets && t + 1 < s.seq_len && b < s.count[t + 1]) {
+      const int64_t next = s.offset[t + 1] + b;
+      store_first(static_cast<T*>(a.h_prev) + next * a.state_size + column, a.resets[next] ? V{} : h, valid);
+    }
+  }
+
+  int group_size(int64_t u) const { return int(min(G::kUnits, units.end - u)); }
+  T* x_panel(int64_t u) const { return static_cast<T*>(a.w_ih_panels) + u * a.input_size * Cell::kGates * w; }
+  T* h_panel(int64_t u) const { return static_cast<T*>(a.w_hh_panels) + u * a.state_size * Cell::kGates * w; }
+  T* bias(int64_t u) const { return static_cast<T*>(a.bias_panels) + u * kSlots * w; }
+  T* projection_panel(int64_t j) const {
+    return static_cast<T*>(a.w_hr_panels) + state_panels.offset(j, a.hidden_size);
+  }
+  T* hidden(int64_t t) const { return static_cast<T*>(a.hidden) + (a.training ? s.offset[t] * blocks * w : 0); }
+
+  const ForwardArgs& a;
+  const Steps& s;
+  Team& team;
+  const int tid;
+  const int64_t blocks;  // of w units
+  const Range units;     // of blocks: this thread's
+  const ColumnPanels<T> state_panels;
+  const Range projections;
+};
+
+template <class T, template <class> class CellOf>
+void forward_layer(const ForwardArgs& args, Team& team, int tid) {
+  ForwardLayer<T, CellOf>(args, team, tid).run();
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

@@ -1,0 +1,176 @@
+// The one matrix kernel: a tile of rows times a packed panel of columns, summed in registers.
+//
+//   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k * k_stride] * panel[b][k][v]
+//
+// r < rows (at most max_rows(nv)), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
+// (k_stride 1), gate gradients in blocks of units (block_stride), and their transpose for weight gradients (row_stride 1).
+// The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+constexpr int kMaxVectors = 4;  // columns of a tile
+constexpr int kMaxRows = 8;
+
+// Accumulators fill the registers but for nv panel vectors and one broadcast.
+constexpr int max_rows(int nv) {
+  const int fit = (kRegisters * 3 / 4) / nv;
+  return fit < kMaxRows ? fit : kMaxRows;
+}
+
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t row_stride;
+  int64_t k_stride;
+  int64_t block_stride;
+};
+
+template <class T>
+using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, T* out);
+
+template <class T, int kRows, int kVectors>
+__attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, T* out) {
+  constexpr int w = kWidth<T>;
+  // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
+  constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
+  Vec<T> acc[kStreams][kRows][kVectors];
+  FASTRNN_UNROLL
+  for (int s = 0; s < kStreams; s++) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; v++) acc[s][r][v] = Vec<T>{};
+    }
+  }
+  const int64_t ks = a.k_stride;
+  for (int64_t b = 0; b < blocks; b++) {
+    const T* row[kRows];
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * a.row_stride;
+    const auto accumulate = [&](int s, int64_t at) __attribute__((always_inline)) {
+      Vec<T> column[kVectors];
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; v++) column[v] = load(panel + (s * kVectors + v) * w);
+      FASTRNN_UNROLL
+      for (int r = 0; r < kRows; r++) {
+        const Vec<T> x = set1(row[r][at]);
+        FASTRNN_UNROLL
+        for (int v = 0; v < kVectors; v++) acc[s][r][v] = x * column[v] + acc[s][r][v];
+      }
+    };
+    int64_t k = 0, at = 0;
+    for (; k + kStreams <= k_per_block; k += kStreams, at += kStreams * ks, panel += kStreams * kVectors * w) {
+      FASTRNN_UNROLL
+      for (int s = 0; s < kStreams; s++) accumulate(s, at + s * ks);
+    }
+    if (kStreams > 1) {
+      for (; k < k_per_block; k++, at += ks, panel += kVectors * w) accumulate(0, at);
+    }
+  }
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; r++) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; v++) {
+      Vec<T> sum = acc[0][r][v];
+      FASTRNN_UNROLL
+      for (int s = 1; s < kStreams; s++) sum += acc[s][r][v];
+      store(out + (r * kVectors + v) * w, sum);
+    }
+  }
+}
+
+template <class T, int kVectors, int kRows>
+constexpr TileFunction<T> tile_or_null() {
+  if constexpr (kRows <= max_rows(kVectors)) {
+    return &gemm_tile<T, kRows, kVectors>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class T, int kVectors>
+struct TileTable {
+  static constexpr TileFunction<T> kByRows[kMaxRows + 1] = {
+      nullptr,
+      tile_or_null<T, kVectors, 1>(),
+      tile_or_null<T, kVectors, 2>(),
+      tile_or_null<T, kVectors, 3>(),
+      tile_or_null<T, kVectors, 4>(),
+      tile_or_null<T, kVectors, 5>(),
+      tile_or_null<T, kVectors, 6>(),
+      tile_or_null<T, kVectors, 7>(),
+      tile_or_null<T, kVectors, 8>(),
+  };
+};
+
+template <class T>
+constexpr const TileFunction<T>* kTiles[kMaxVectors + 1] = {nullptr, TileTable<T, 1>::kByRows, TileTable<T, 2>::kByRows,
+                                                            TileTable<T, 3>::kByRows, TileTable<T, 4>::kByRows};
+
+// Room for any tile.
+template <class T>
+struct alignas(64) TileBuffer {
+  T data[kMaxRows * kMaxVectors * kWidth<T>];
+};
+
+// Multiplies `rows` rows (any number) by one panel of nv vectors, tile by tile:
+// epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
+template <class T, class Epilogue>
+FASTRNN_INLINE void gemm(Rows<T> a, int64_t rows, int64_t blocks, int64_t k_per_block, const T* panel, int nv,
+                         Epilogue&& epilogue) {
+  TileBuffer<T> tile;
+  const int64_t tiles = (rows + max_rows(nv) - 1) / max_rows(nv);
+  int64_t first = 0;
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t n = (rows - first + tiles - i - 1) / (tiles - i);  // even tiles: 20 rows are 4 x 5, not 3 x 6 + 2
+    kTiles<T>[nv][n]({a.data + first * a.row_stride, a.row_stride, a.k_stride, a.block_stride}, blocks, k_per_block,
+                     panel, tile.data);
+    epilogue(first, n, tile.data);
+    first += n;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- panels
+
+// Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.
+template <class T>
+void pack_transposed(const T* rows, int64_t row_stride, int64_t valid, int64_t k_size, int nv, int v, T* panel) {
+  constexpr int w = kWidth<T>;
+  for (int64_t k = 0; k < k_size; k += w) {
+    const int64_t n = min(w, k_size - k);
+    Vec<T> square[w];
+    for (int64_t i = 0; i < w; i++) {
+      square[i] = i < valid ? load_first(rows + i * row_stride + k, n) : Vec<T>{};
+    }
+    transpose<T>(square);
+    for (int64_t i = 0; i < n; i++) store(panel + ((k + i) * nv + v) * w, square[i]);
+  }
+}
+
+// Row k of a packed panel [k][nv][width]: `columns` (<= nv * width) numbers, zero-padded.
+template <class T>
+FASTRNN_INLINE void pack_row(const T* source, int64_t columns, int nv, T* row) {
+  constexpr int w = kWidth<T>;
+  for (int v = 0; v < nv; v++) {
+    store(row + v * w, v * w < columns ? load_first(source + v * w, min(w, columns - v * w)) : Vec<T>{});
+  }
+}
+
+// Columns 0..n of a matrix in panels of up to kMaxVectors vectors.
+template <class T>
+struct ColumnPanels {
+  int64_t n;
+  int64_t vectors() const { return (n + kWidth<T> - 1) / kWidth<T>; }
+  int64_t count() const { return (vectors() + kMaxVectors - 1) / kMaxVectors; }
+  int64_t first_column(int64_t j) const { return j * kMaxVectors * kWidth<T>; }
+  int nv(int64_t j) const { return int(min(kMaxVectors, vectors() - j * kMaxVectors)); }
+  int64_t columns(int64_t j) const { return min(n - first_column(j), int64_t(nv(j)) * kWidth<T>); }
+  int64_t offset(int64_t j, int64_t k_size) const { return first_column(j) * k_size; }  // of panel j in packed data
+};
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

@@ -1,0 +1,95 @@
+// What the engine asks of one ISA's kernels: a layer in one direction, forward or backward, called by every thread of a team.
+// Plain data and function pointers only: this header is shared by sources compiled for different ISAs.
+//
+// Layouts (W lanes; unit block u = units u*W .. u*W+W-1, nb of them; S slots a unit, see cells/; padding lanes are zero)
+//   gates    per time chunk [nb][chunk rows, padded][S][W]    W_ih x + b, then in the same place what backward needs
+//   dgates   one chunk      [nb][chunk rows, padded][S][W]
+//   cells    [nb][cell_rows][W]: rows 0..B are c_0 (inference: the running state), then c_t of every row
+//   hidden   [rows][nb * W]: o tanh(c) before the projection
+//   x, y     [rows][stride]: as the user's arrays
+// A row is one (t, b) pair. With lengths, rows are packed: at step t only the batch rows still running, longest first.
+#pragma once
+
+#include <cstdint>
+
+#include "fastrnn.h"
+
+namespace fastrnn {
+
+class Team;
+
+struct Steps {
+  int64_t seq_len, batch, rows;
+  const int64_t* count;   // (T): batch rows running at t, never rising
+  const int64_t* offset;  // (T): row of (t, 0)
+  int64_t chunks;
+  const int64_t* chunk_step;  // (chunks + 1): first step of each time chunk
+  const int64_t* chunk_base;  // (chunks + 1): padded rows before each chunk
+};
+
+struct LayerArgs {
+  Steps steps;
+  bool reverse;
+  int64_t input_size, hidden_size, state_size;
+  bool projected;
+  Weights weights;
+
+  const void* x;  // (rows, x_stride)
+  int64_t x_stride;
+  const void* h_0;  // (B, state_size), rows in the order of the batch as packed
+  const uint8_t* resets;  // (rows) or null
+  void* h_prev;           // (rows, state_size): h_{t-1} with resets applied; only with resets
+  void* gates;
+  void* cells;
+  int64_t cell_rows;
+  void* hidden;
+};
+
+struct ForwardArgs : LayerArgs {
+  bool training;  // keep gates, cells, hidden of every step
+  bool pack;      // false: panels below are filled already
+  void* y;        // (rows, y_stride)
+  int64_t y_stride;
+  void *w_ih_panels, *w_hh_panels, *w_hr_panels, *bias_panels;
+};
+
+struct BackwardArgs : LayerArgs {
+  const void* y;
+  int64_t y_stride;
+  const void* dy;  // (rows, dy_stride) or null
+  int64_t dy_stride;
+  void* dx;  // (rows, x_stride) or null
+  bool add_dx;
+  void* dh;  // [state blocks][B][W]: dh_n on entry, dh_0 on return
+  void* dc;  // [nb][B][W]: dc_n, dc_0
+  WeightGrads grads;
+  // scratch
+  void *w_ih_panels, *w_hh_panels, *w_hr_panels;
+  void* dgates;
+  void* partial;  // [2][threads][state blocks][B][W]
+  void* dhidden;  // projected only: [chunk rows][state blocks * W]: dh_t
+  void* bias_sums;  // [nb][S][W]
+  void* columns;    // [threads][columns_size]: packed x and h of a block of rows
+};
+
+struct CellKernels {
+  int slots, x_slots, h_slots;
+  void (*forward)(const ForwardArgs&, Team&, int tid);
+  void (*backward)(const BackwardArgs&, Team&, int tid);
+};
+
+struct Kernels {
+  int width;
+  CellKernels cells[4];                    // by CellType
+  int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // BackwardArgs::columns of one thread, in elements
+};
+
+// By Dtype. Those not compiled in do not exist.
+extern const Kernels kKernelsPortable[2];
+extern const Kernels kKernelsAvx2[2];
+extern const Kernels kKernelsAvx512[2];
+
+// Thread tid's share of n things.
+__attribute__((always_inline)) inline int64_t share_begin(int64_t n, int tid, int threads) { return n * tid / threads; }
+
+}  // namespace fastrnn

@@ -1,0 +1,105 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/isa.h"
+
+namespace fastrnn {
+
+namespace {
+
+// A chunk's gates should stay in the cache between the input product and the recurrence, and its weight gradients should
+// sum enough rows to be worth reading and writing the whole matrix.
+constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 256;
+
+constexpr double kFlopsPerStepAndThread = 3e4, kFlopsPerThread = 2e5;
+
+}  // namespace
+
+const Kernels& kernels_in_use(Dtype dtype) {
+  const int i = dtype == Dtype::float32 ? 0 : 1;
+  switch (current()) {
+#ifdef FASTRNN_HAVE_AVX512
+    case Isa::avx512:
+      return kKernelsAvx512[i];
+#endif
+#ifdef FASTRNN_HAVE_AVX2
+    case Isa::avx2:
+      return kKernelsAvx2[i];
+#endif
+    default:
+      return kKernelsPortable[i];
+  }
+}
+
+Geometry::Geometry(const Problem& problem, const Kernels& kernels)
+    : cell(&kernels.cells[int(problem.cell)]),
+      width(kernels.width),
+      blocks((problem.hidden_size + width - 1) / width),
+      state_blocks((problem.state_size() + width - 1) / width),
+      gate_row(blocks * cell->slots * width),
+      element(problem.element_size()) {}
+
+Plan::Plan(const Batch& batch, const Geometry& geometry) : batch_(batch.batch) {
+  const size_t seq_len = size_t(batch.seq_len);
+  const int64_t* lengths = batch.lengths;
+  if (lengths && std::any_of(lengths, lengths + batch_, [&](int64_t n) { return n != batch.seq_len; })) {
+    order_.resize(size_t(batch_));
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    for (const int64_t b : order_) length_.push_back(lengths[b]);
+  }
+  count_.resize(seq_len, batch_);
+  offset_.resize(seq_len + 1, 0);
+  if (ragged()) {
+    int64_t running = batch_;
+    for (size_t t = 0; t < seq_len; t++) {
+      while (running > 0 && length_[size_t(running - 1)] <= int64_t(t)) running--;
+      count_[t] = running;
+    }
+  }
+  for (size_t t = 0; t < seq_len; t++) offset_[t + 1] = offset_[t] + count_[t];
+
+  const int64_t row_bytes = geometry.gate_row * int64_t(geometry.element);
+  const int64_t target = std::max(kChunkRows, kChunkBytes / row_bytes);
+  chunk_step_.push_back(0);
+  chunk_base_.push_back(0);
+  for (size_t t = 1; t <= seq_len; t++) {
+    const int64_t rows = offset_[t] - offset_[size_t(chunk_step_.back())];
+    if (rows < target && t < seq_len) continue;
+    const int64_t padded = rows | 1;  // odd, so that unit blocks do not meet in the same cache sets
+    chunk_step_.push_back(int64_t(t));
+    chunk_base_.push_back(chunk_base_.back() + padded);
+    most_chunk_rows_ = std::max(most_chunk_rows_, padded);
+  }
+
+  if (batch.resets && rows() > 0) {
+    resets_.resize(size_t(rows()));
+    for (int64_t t = 0; t < batch.seq_len; t++) {
+      for (int64_t r = 0; r < count(t); r++) {
+        resets_[size_t(offset(t) + r)] = batch.resets[t * batch_ + user_row(r)];
+      }
+    }
+  }
+}
+
+Steps Plan::steps() const {
+  return {seq_len(),           batch_,           rows(), count_.data(), offset_.data(), int64_t(chunk_step_.size()) - 1,
+          chunk_step_.data(), chunk_base_.data()};
+}
+
+int64_t Plan::last_row(int64_t r, bool reverse) const {
+  const int64_t length = ragged() ? length_[size_t(r)] : seq_len();
+  return length == 0 ? -1 : offset(reverse ? 0 : length - 1) + r;
+}
+
+int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_len, int64_t batch, int most) {
+  const double step = 2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.state_size());
+  const double input = 2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.input_size);
+  const double worth = std::min(step / kFlopsPerStepAndThread,
+                                (step + input) * double(seq_len * problem.num_layers) / kFlopsPerThread);
+  return int(std::max(1.0, std::min({double(most), double(geometry.blocks), worth})));
+}
+
+}  // namespace fastrnn

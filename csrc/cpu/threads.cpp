@@ -1,0 +1,320 @@
+#include "cpu/threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#define FASTRNN_POSIX 1
+#endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/machine.h"
+
+namespace fastrnn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Longer than the gap between a forward and its backward, shorter than anyone would notice as load.
+constexpr auto kSpinTime = std::chrono::microseconds(50);
+constexpr int kSpinsPerClockRead = 32;  // a clock read costs some 25 ns, a pause 10 to 60
+constexpr int kYields = 4;
+
+inline void pause() {
+#if defined(__SSE2__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // `yield` does nothing on most cores
+#endif
+}
+
+// A count that only grows while somebody may wait for it. Members of the pool wait on nothing else.
+class Count {
+ public:
+  void reset() { value_.store(0, std::memory_order_relaxed); }
+
+  // Returns the new count. Waiters that sleep are only woken by wake().
+  uint64_t add() { return value_.fetch_add(1) + 1; }
+
+  // Between a sleeper that announces itself and then looks at the count, and an add() that is followed by a look for
+  // sleepers, sequential consistency lets at least one see the other: no wake-up is lost.
+  void wake() {
+    if (sleepers_.load() == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }  // a sleeper is either before its last look or in wait()
+    changed_.notify_all();
+  }
+
+  void wait(uint64_t target) {
+    for (int i = 0; i < kSpinsPerClockRead; ++i) {
+      if (reached(target)) return;
+      pause();
+    }
+    wait_long(target);
+  }
+
+ private:
+  bool reached(uint64_t target) const { return value_.load(std::memory_order_acquire) >= target; }
+  void wait_long(uint64_t target);
+
+  alignas(128) std::atomic<uint64_t> value_{0};
+  alignas(128) std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
+// Members at work in all teams. Where they outnumber the cores, whoever waits hands its core over at once.
+std::atomic<int> busy_members{0};
+
+const int cpus = usable_cpus();
+
+bool crowded() { return busy_members.load(std::memory_order_relaxed) > cpus; }
+
+void Count::wait_long(uint64_t target) {
+  const auto deadline = Clock::now() + kSpinTime;
+  while (!crowded() && Clock::now() < deadline)
+    for (int i = 0; i < kSpinsPerClockRead; ++i) {
+      if (reached(target)) return;
+      pause();
+    }
+  for (int i = 0; i < kYields; ++i) {
+    if (reached(target)) return;
+    std::this_thread::yield();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  sleepers_.fetch_add(1);
+  while (value_.load() < target) changed_.wait(lock);
+  sleepers_.fetch_sub(1);
+}
+
+// A team with its helper threads; it serves one run at a time and is never destroyed.
+class Crew : public Team {
+ public:
+  void barrier() {
+    const uint64_t size = static_cast<uint64_t>(size_);
+    const uint64_t arrived = arrivals_.add();
+    const uint64_t target = (arrived + size - 1) / size * size;  // every barrier takes size arrivals
+    if (arrived == target)
+      arrivals_.wake();
+    else
+      arrivals_.wait(target);
+  }
+
+  void hire(int size);
+  void run(int size, Work work, void* context);
+
+ private:
+  void help(Count& orders, int tid);
+
+  std::vector<std::unique_ptr<Count>>
+      orders_;  // of the helpers, tid 1, 2, ...: one more for each run they take part in
+  Work work_ = nullptr;
+  void* context_ = nullptr;
+  Count arrivals_;  // at barriers
+  Count finished_;  // helpers that are done with the run
+};
+
+void Crew::help(Count& orders, int tid) {
+  const FlushDenormals flush;
+  for (uint64_t order = 1;; ++order) {
+    orders.wait(order);
+    const uint64_t helpers = static_cast<uint64_t>(size_ - 1);  // read now: after add() the next run may change it
+    work_(context_, *this, tid);
+    if (finished_.add() == helpers) finished_.wake();
+  }
+}
+
+// Signals are for the application's own threads; only faults of the thread itself stay deliverable.
+class BlockSignals {
+ public:
+#ifdef FASTRNN_POSIX
+  BlockSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&all, fault);
+    pthread_sigmask(SIG_SETMASK, &all, &saved_);
+  }
+  ~BlockSignals() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
+
+ private:
+  sigset_t saved_;
+#endif
+};
+
+// Makes sure that `size` members exist. Those that were started before a failure stay for later runs.
+void Crew::hire(int size) {
+  const size_t helpers = static_cast<size_t>(size - 1);
+  if (orders_.size() >= helpers) return;
+  orders_.reserve(helpers);
+  const BlockSignals block;  // new threads inherit the mask
+  while (orders_.size() < helpers) {
+    auto orders = std::make_unique<Count>();
+    const int tid = static_cast<int>(orders_.size()) + 1;
+    std::thread([this, orders = orders.get(), tid] { help(*orders, tid); }).detach();
+    orders_.push_back(std::move(orders));
+  }
+}
+
+void Crew::run(int size, Work work, void* context) {
+  size_ = size;
+  work_ = work;
+  context_ = context;
+  arrivals_.reset();
+  finished_.reset();
+  busy_members.fetch_add(size, std::memory_order_relaxed);
+  for (int i = 0; i < size - 1; ++i) {
+    orders_[i]->add();
+    orders_[i]->wake();
+  }
+  work(context, *this, 0);
+  finished_.wait(static_cast<uint64_t>(size - 1));
+  busy_members.fetch_sub(size, std::memory_order_relaxed);
+}
+
+// The crews that no caller uses now, the warmest last.
+class Pool {
+ public:
+  Crew* take() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) {
+      idle_.reserve(++crews_);  // so that give_back never allocates
+      return new Crew;
+    }
+    Crew* crew = idle_.back();
+    idle_.pop_back();
+    return crew;
+  }
+
+  void give_back(Crew* crew) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(crew);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Crew*> idle_;
+  size_t crews_ = 0;
+};
+
+// Never destroyed: helpers sleep on it, and daemon threads may still run, while the process exits. Made when the
+// library is loaded, so that no fork can fall into its construction.
+alignas(Pool) unsigned char pool_storage[sizeof(Pool)];
+
+Pool& make_pool() {
+#ifdef FASTRNN_POSIX
+  // Helpers do not survive a fork, and the lock may be held by a thread that does not either: the child starts afresh
+  // and leaves its parent's crews alone.
+  pthread_atfork(nullptr, nullptr, [] {
+    new (pool_storage) Pool;
+    busy_members.store(0);
+  });
+#endif
+  return *new (pool_storage) Pool;
+}
+
+Pool& pool = make_pool();
+
+class Solo : public Team {};
+
+// A positive integer at the start of `text`, else 0. With `alone`, nothing may follow it.
+int positive_integer(const char* text, bool alone) {
+  if (!text) return 0;
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (end == text || value < 1) return 0;
+  while (*end == ' ' || *end == '\t') ++end;
+  if (*end != '\0' && (alone || *end != ',')) return 0;
+  return static_cast<int>(std::min<long>(value, kMaxThreads + 1L));
+}
+
+std::string range_message(const std::string& got) {
+  return "must be an integer from 1 to " + std::to_string(kMaxThreads) + ", got " + got;
+}
+
+std::atomic<int>& ceiling() {
+  static std::atomic<int> threads{default_num_threads()};
+  return threads;
+}
+
+}  // namespace
+
+void Team::barrier(int) {
+  if (size_ > 1) static_cast<Crew*>(this)->barrier();
+}
+
+void run_team(int size, Work work, void* context) {
+  if (size < 1 || size > kMaxThreads) throw std::runtime_error("run_team: size " + range_message(std::to_string(size)));
+  if (size == 1) {
+    const FlushDenormals flush;
+    Solo solo;
+    work(context, solo, 0);
+    return;
+  }
+  Crew* crew = pool.take();
+  try {
+    crew->hire(size);
+  } catch (const std::exception& error) {
+    pool.give_back(crew);
+    throw std::runtime_error("fastrnn: cannot start the threads of a team of " + std::to_string(size) + " (" +
+                             error.what() + "); lower the count with fastrnn.set_num_threads");
+  }
+  {
+    const FlushDenormals flush;
+    crew->run(size, work, context);
+  }
+  pool.give_back(crew);
+}
+
+int default_num_threads() {
+  const char* own = std::getenv("FASTRNN_NUM_THREADS");
+  if (own && *own) {
+    const int threads = positive_integer(own, true);
+    if (threads < 1 || threads > kMaxThreads)
+      throw std::invalid_argument("FASTRNN_NUM_THREADS: " + range_message("'" + std::string(own) + "'"));
+    return threads;
+  }
+  int threads = std::min(usable_cores(), kMaxThreads);
+  if (const int openmp = positive_integer(std::getenv("OMP_NUM_THREADS"), false)) threads = std::min(threads, openmp);
+  return threads;
+}
+
+int num_threads() { return ceiling().load(std::memory_order_relaxed); }
+
+void set_num_threads(int n) {
+  if (n < 1 || n > kMaxThreads) throw std::invalid_argument("set_num_threads: n " + range_message(std::to_string(n)));
+  ceiling().store(n, std::memory_order_relaxed);
+}
+
+#if defined(__SSE2__)
+FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) {
+  _mm_setcsr(0x9fc0);  // flush to zero, denormals are zero, all exceptions masked, round to nearest
+}
+FlushDenormals::~FlushDenormals() { _mm_setcsr(static_cast<unsigned>(saved_)); }
+#elif defined(__aarch64__)
+FlushDenormals::FlushDenormals() {
+  asm volatile("mrs %0, fpcr" : "=r"(saved_));
+  asm volatile("msr fpcr, %0" ::"r"(uint64_t{1} << 24));  // FZ; traps off, round to nearest
+}
+FlushDenormals::~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+#else
+FlushDenormals::FlushDenormals() : saved_(0) {}
+FlushDenormals::~FlushDenormals() {}
+#endif
+
+}  // namespace fastrnn

@@ -1,0 +1,109 @@
+// The C++ API of fastrnn: one call runs a whole stack of recurrent layers, forward or backward.
+//
+// Arrays are C-contiguous and time-major. T seq_len, B batch, I input_size, H hidden_size, P state_size (proj_size, or H where
+// there is no projection), L num_layers, D directions, G gates. The caller owns every array named here; the library owns the
+// Reserve and its workspaces. Pointers are trusted: whoever calls this checks shapes first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace fastrnn {
+
+class Memory;  // cpu/memory.h: whose cached buffers a call may use
+
+enum class CellType { lstm, gru, rnn_tanh, rnn_relu };
+enum class Dtype { float32, float64 };
+
+struct Problem {
+  CellType cell = CellType::lstm;
+  Dtype dtype = Dtype::float32;
+  int64_t input_size = 0, hidden_size = 0, proj_size = 0, num_layers = 1;
+  int directions = 1;
+  bool bias = true;
+
+  int64_t state_size() const { return proj_size ? proj_size : hidden_size; }
+  int64_t layer_input_size(int64_t layer) const { return layer ? directions * state_size() : input_size; }
+  int64_t gates() const { return cell == CellType::lstm ? 4 : cell == CellType::gru ? 3 : 1; }
+  size_t element_size() const { return dtype == Dtype::float32 ? 4 : 8; }
+};
+
+// One layer and direction. w_ih (G*H, layer input size), w_hh (G*H, P), b_ih and b_hh (G*H) or null, w_hr (P, H) or null.
+struct Weights {
+  const void *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr, *w_hr = nullptr;
+};
+
+// Same shapes as Weights; accumulated into.
+struct WeightGrads {
+  void *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr, *w_hr = nullptr;
+};
+
+struct Batch {
+  int64_t seq_len = 0, batch = 0;
+  const int64_t* lengths = nullptr;  // (B), each 0..T; null: all T
+  const uint8_t* resets = nullptr;   // (T, B); null: none. Only with one direction.
+};
+
+struct Dropout {
+  double p = 0;
+  uint64_t seed = 0;
+};
+
+struct ForwardArrays {
+  const void* x = nullptr;    // (T, B, I)
+  const void* h_0 = nullptr;  // (L*D, B, P) or null: zeros
+  const void* c_0 = nullptr;  // (L*D, B, H) or null: zeros. LSTM only, as every c below
+  void* y = nullptr;          // (T, B, D*P), zero past a row's end
+  void* h_n = nullptr;        // (L*D, B, P)
+  void* c_n = nullptr;        // (L*D, B, H)
+};
+
+struct BackwardArrays {
+  const void* x = nullptr;     // as given to forward
+  const void* y = nullptr;     // as forward wrote it
+  const void* dy = nullptr;    // (T, B, D*P) or null: zeros
+  const void* dh_n = nullptr;  // (L*D, B, P) or null: zeros
+  const void* dc_n = nullptr;  // (L*D, B, H) or null: zeros
+  void* dx = nullptr;          // (T, B, I) or null: not wanted
+  void* dh_0 = nullptr;        // (L*D, B, P)
+  void* dc_0 = nullptr;        // (L*D, B, H)
+};
+
+// What backward needs of a forward pass besides x, y and the weights. Never written to after forward.
+class Reserve {
+ public:
+  virtual ~Reserve() = default;
+  virtual size_t bytes() const = 0;
+  virtual const Problem& problem() const = 0;
+  virtual int64_t seq_len() const = 0;
+  virtual int64_t batch() const = 0;
+};
+
+// weights: L*D entries, layer by layer, directions inner. At most max_threads threads are used.
+// Returns null unless training.
+std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, const std::vector<Weights>& weights,
+                                 const ForwardArrays& arrays, const Dropout& dropout, bool training, int max_threads,
+                                 const std::shared_ptr<Memory>& memory);
+
+// Writes dx, dh_0, dc_0; adds to grads.
+void backward(const Reserve& reserve, const std::vector<Weights>& weights, const BackwardArrays& arrays,
+              const std::vector<WeightGrads>& grads, int max_threads, const std::shared_ptr<Memory>& memory);
+
+// One step at a time with weights packed once. Not thread-safe; one direction only.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  virtual const Problem& problem() const = 0;
+  virtual int64_t batch() const = 0;
+  virtual void step(const void* x, void* y) = 0;                  // (B, I) -> (B, P)
+  virtual void get_state(void* h, void* c) const = 0;             // (L, B, P), (L, B, H) or null
+  virtual void set_state(const void* h, const void* c) = 0;       //
+  virtual void reset(const int64_t* rows, int64_t n) = 0;         // rows null: all
+  virtual void select(const int64_t* rows, int64_t n) = 0;        // batch becomes n; repeats allowed
+};
+std::unique_ptr<Stream> make_stream(const Problem& problem, const std::vector<Weights>& weights, int64_t batch,
+                                    int max_threads);
+
+}  // namespace fastrnn
