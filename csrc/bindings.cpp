@@ -1,5 +1,5 @@
-// fastrnn._core: arrays become pointers, the GIL is released, fastrnn.h is called. Shapes are checked again here, cheaply, so
-// that no mistake in Python can read out of bounds; messages for users come from Python's own validation.
+// fastrnn._core: arrays become pointers, the GIL is released, fastrnn.h is called. Shapes are checked again here,
+// cheaply, so that no mistake in Python can read out of bounds; messages for users come from Python's own validation.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -85,17 +85,23 @@ std::vector<Weights> input_weights(const Problem& problem, const py::sequence& a
   });
 }
 
+// As Python spells CellType and Dtype.
+constexpr const char* kCellNames[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
+constexpr const char* kDtypeNames[] = {"float32", "float64"};
+
+template <size_t n>
+int index_of(const char* const (&names)[n], const std::string& name, const char* what) {
+  for (size_t i = 0; i < n; i++) {
+    if (name == names[i]) return int(i);
+  }
+  throw py::value_error(std::string("_core: unknown ") + what + " '" + name + "'");
+}
+
 Problem make_problem(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
                      int64_t proj_size, int64_t num_layers, bool bidirectional, bool bias) {
   Problem p;
-  if (cell == "lstm") p.cell = CellType::lstm;
-  else if (cell == "gru") p.cell = CellType::gru;
-  else if (cell == "rnn_tanh") p.cell = CellType::rnn_tanh;
-  else if (cell == "rnn_relu") p.cell = CellType::rnn_relu;
-  else throw py::value_error("_core: unknown cell '" + cell + "'");
-  if (dtype == "float32") p.dtype = Dtype::float32;
-  else if (dtype == "float64") p.dtype = Dtype::float64;
-  else throw py::value_error("_core: unknown dtype '" + dtype + "'");
+  p.cell = CellType(index_of(kCellNames, cell, "cell"));
+  p.dtype = Dtype(index_of(kDtypeNames, dtype, "dtype"));
   const int64_t most = int64_t(1) << 40;  // products of two sizes stay within 64 bits
   if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0 || input_size > most || hidden_size > most ||
       num_layers > most || proj_size >= hidden_size || (proj_size && p.cell != CellType::lstm)) {
@@ -110,20 +116,11 @@ Problem make_problem(const std::string& cell, const std::string& dtype, int64_t 
   return p;
 }
 
-const char* cell_name(const Problem& p) {
-  switch (p.cell) {
-    case CellType::lstm: return "lstm";
-    case CellType::gru: return "gru";
-    case CellType::rnn_tanh: return "rnn_tanh";
-    default: return "rnn_relu";
-  }
-}
-
 std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0,
                                         const py::object& c_0, const py::sequence& weights, const py::object& lengths,
                                         const py::object& resets, double dropout, uint64_t dropout_seed, bool training,
-                                        const py::object& y, const py::object& h_n, const py::object& c_n, int num_threads,
-                                        const std::shared_ptr<Memory>& memory) {
+                                        const py::object& y, const py::object& h_n, const py::object& c_n,
+                                        int num_threads, const std::shared_ptr<Memory>& memory) {
   if (x.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
   Batch batch;
   batch.seq_len = x.shape(0);
@@ -185,9 +182,9 @@ void backward_arrays(const Problem& problem, const Reserve& reserve, const py::o
   required(arrays.dh_0, "dh_0", B == 0);
   required(arrays.dc_0, "dc_0", B == 0 || !lstm);
   const auto list = input_weights(problem, weights);
-  const auto grads = weight_list<WeightGrads>(problem, dweights, [&](const py::handle& array, const char* name, Shape shape) {
-    return output(problem, array, name, shape);
-  });
+  const auto grads = weight_list<WeightGrads>(
+      problem, dweights,
+      [&](const py::handle& array, const char* name, Shape shape) { return output(problem, array, name, shape); });
   py::gil_scoped_release release;
   backward(reserve, list, arrays, grads, num_threads, memory);
 }
@@ -302,8 +299,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::class_<Problem>(m, "Problem")
       .def(py::init(&make_problem), "cell"_a, "dtype"_a, "input_size"_a, "hidden_size"_a, "proj_size"_a, "num_layers"_a,
            "bidirectional"_a, "bias"_a)
-      .def_property_readonly("cell", &cell_name)
-      .def_property_readonly("dtype", [](const Problem& p) { return p.dtype == Dtype::float32 ? "float32" : "float64"; })
+      .def_property_readonly("cell", [](const Problem& p) { return kCellNames[int(p.cell)]; })
+      .def_property_readonly("dtype", [](const Problem& p) { return kDtypeNames[int(p.dtype)]; })
       .def_readonly("input_size", &Problem::input_size)
       .def_readonly("hidden_size", &Problem::hidden_size)
       .def_readonly("proj_size", &Problem::proj_size)
@@ -317,8 +314,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   py::class_<Reserve>(m, "Reserve").def_property_readonly("nbytes", &Reserve::bytes);
 
-  m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a, "dropout"_a,
-        "dropout_seed"_a, "training"_a, "y"_a, "h_n"_a, "c_n"_a, "num_threads"_a, "memory"_a);
+  m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a,
+        "dropout"_a, "dropout_seed"_a, "training"_a, "y"_a, "h_n"_a, "c_n"_a, "num_threads"_a, "memory"_a);
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
         "dx"_a, "dh_0"_a, "dc_0"_a, "dweights"_a, "num_threads"_a, "memory"_a);
 
@@ -338,7 +335,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("cached_bytes", &cached_bytes);
   m.def("set_isa", [](const std::string& isa) { set_current(isa); }, "isa"_a);
   m.def("config", [] {
-    return py::dict("isa"_a = name(current()), "isa_compiled"_a = names(compiled()), "isa_available"_a = names(available()),
-                    "compiler"_a = compiler(), "threads"_a = num_threads(), "default_threads"_a = default_num_threads());
+    return py::dict("isa"_a = name(current()), "isa_compiled"_a = names(compiled()),
+                    "isa_available"_a = names(available()), "compiler"_a = compiler(), "threads"_a = num_threads(),
+                    "default_threads"_a = default_num_threads());
   });
 }

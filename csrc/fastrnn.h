@@ -1,8 +1,8 @@
 // The C++ API of fastrnn: one call runs a whole stack of recurrent layers, forward or backward.
 //
-// Arrays are C-contiguous and time-major. T seq_len, B batch, I input_size, H hidden_size, P state_size (proj_size, or H where
-// there is no projection), L num_layers, D directions, G gates. The caller owns every array named here; the library owns the
-// Reserve and its workspaces. Pointers are trusted: whoever calls this checks shapes first.
+// Arrays are C-contiguous and time-major. T seq_len, B batch, I input_size, H hidden_size, P state_size (proj_size, or
+// H where there is no projection), L num_layers, D directions, G gates. The caller owns every array named here; the
+// library owns the Reserve and its workspaces. Pointers are trusted: whoever calls this checks shapes first.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,8 @@ struct Problem {
   size_t element_size() const { return dtype == Dtype::float32 ? 4 : 8; }
 };
 
-// One layer and direction. w_ih (G*H, layer input size), w_hh (G*H, P), b_ih and b_hh (G*H) or null, w_hr (P, H) or null.
+// One layer and direction. w_ih (G*H, layer input size), w_hh (G*H, P), b_ih and b_hh (G*H) or null, w_hr (P, H) or
+// null.
 struct Weights {
   const void *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr, *w_hr = nullptr;
 };
@@ -97,11 +98,11 @@ class Stream {
   virtual ~Stream() = default;
   virtual const Problem& problem() const = 0;
   virtual int64_t batch() const = 0;
-  virtual void step(const void* x, void* y) = 0;                  // (B, I) -> (B, P)
-  virtual void get_state(void* h, void* c) const = 0;             // (L, B, P), (L, B, H) or null
-  virtual void set_state(const void* h, const void* c) = 0;       //
-  virtual void reset(const int64_t* rows, int64_t n) = 0;         // rows null: all
-  virtual void select(const int64_t* rows, int64_t n) = 0;        // batch becomes n; repeats allowed
+  virtual void step(const void* x, void* y) = 0;             // (B, I) -> (B, P)
+  virtual void get_state(void* h, void* c) const = 0;        // (L, B, P), (L, B, H) or null
+  virtual void set_state(const void* h, const void* c) = 0;  //
+  virtual void reset(const int64_t* rows, int64_t n) = 0;    // rows null: all
+  virtual void select(const int64_t* rows, int64_t n) = 0;   // batch becomes n; repeats allowed
 };
 std::unique_ptr<Stream> make_stream(const Problem& problem, const std::vector<Weights>& weights, int64_t batch,
                                     int max_threads);

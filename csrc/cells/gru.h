@@ -25,13 +25,13 @@ struct GruCell {
     h = (Math::set1(1) - slot[2]) * slot[3] + slot[2] * h_prev;
   }
 
-  static FASTRNN_INLINE void backward(const V* slot, V h_prev, V /*c_prev*/, V /*c*/, V dh,
-                                                             V& /*dc*/, V* dslot, V& dh_prev) {
+  static FASTRNN_INLINE void backward(const V* slot, V h_prev, V /*c_prev*/, V /*c*/, V dh, V& /*dc*/, V* dslot,
+                                      V& dh_prev) {
     const V nh = slot[0], r = slot[1], z = slot[2], n = slot[3];
     const V one = Math::set1(1);
-    dslot[3] = dh * (one - z) * (one - n * n);     // h = (1 - z) n + z h_prev, n = tanh(nx + r nh)
-    dslot[0] = dslot[3] * r;                       // through r nh
-    dslot[1] = dslot[3] * nh * (r * (one - r));    // r = sigmoid(.)
+    dslot[3] = dh * (one - z) * (one - n * n);       // h = (1 - z) n + z h_prev, n = tanh(nx + r nh)
+    dslot[0] = dslot[3] * r;                         // through r nh
+    dslot[1] = dslot[3] * nh * (r * (one - r));      // r = sigmoid(.)
     dslot[2] = dh * (h_prev - n) * (z * (one - z));  // z = sigmoid(.)
     dh_prev = dh * z;
   }

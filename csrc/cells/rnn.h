@@ -20,8 +20,8 @@ struct RnnCell {
     slot[0] = h;
   }
 
-  static FASTRNN_INLINE void backward(const V* slot, V /*h_prev*/, V /*c_prev*/, V /*c*/, V dh,
-                                                             V& /*dc*/, V* dslot, V& dh_prev) {
+  static FASTRNN_INLINE void backward(const V* slot, V /*h_prev*/, V /*c_prev*/, V /*c*/, V dh, V& /*dc*/, V* dslot,
+                                      V& dh_prev) {
     const V h = slot[0];
     // tanh' = 1 - h^2; relu' = 0 where h <= 0, else 1 (NaN passes)
     dslot[0] = kRelu ? Math::zero_where_not_positive(h, dh) : dh * (Math::set1(1) - h * h);

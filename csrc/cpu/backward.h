@@ -1,9 +1,9 @@
 // Backward pass of one layer in one direction.
 //
-// Threads split the hidden units here too, and the recurrent product over K: a thread multiplies the gate gradients of its
-// own units with its own rows of W_hh, giving a partial dh_{t-1} of all units; the owner of a unit sums the partial results
-// (in the order of the threads) when it differentiates step t-1. So a step exchanges B*P numbers a thread and meets once.
-// Weight gradients and dx follow a time chunk at a time, while its gate gradients are in cache.
+// Threads split the hidden units here too, and the recurrent product over K: a thread multiplies the gate gradients of
+// its own units with its own rows of W_hh, giving a partial dh_{t-1} of all units; the owner of a unit sums the partial
+// results (in the order of the threads) when it differentiates step t-1. So a step exchanges B*P numbers a thread and
+// meets once. Weight gradients and dx follow a time chunk at a time, while its gate gradients are in cache.
 #pragma once
 
 #include "cpu/layer.h"
@@ -100,8 +100,8 @@ class BackwardLayer {
     }
   }
 
-  void pack_gate_rows(const void* matrix, int64_t width, int first_slot, Range of, const ColumnPanels<T>& panels, int64_t j,
-                      T* panel) {
+  void pack_gate_rows(const void* matrix, int64_t width, int first_slot, Range of, const ColumnPanels<T>& panels,
+                      int64_t j, T* panel) {
     const int nv = panels.nv(j);
     for (int64_t u = of.begin; u < of.end; u++, panel += Cell::kGates * w * nv * w) {
       pack_gate_rows_of_unit_block(static_cast<const T*>(matrix), a.hidden_size, u, first_slot, width,
@@ -111,7 +111,8 @@ class BackwardLayer {
 
   // dgates of step t, then this thread's part of dh_{t-1}.
   void step(int64_t t, int64_t after) {
-    if (after >= 0) {  // rows that end (reverse direction: that begin) with `after`: their gradient is that of the state
+    if (after >=
+        0) {  // rows that end (reverse direction: that begin) with `after`: their gradient is that of the state
       for (int64_t sb = states.begin; sb < states.end; sb++) {
         for (int64_t b = s.count[t]; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
       }
@@ -145,19 +146,20 @@ class BackwardLayer {
       }
     }
     parity ^= 1;
-    const Rows<T> own{dgates.at(units.begin, s.offset[t] - chunk_row0) + Cell::kHSlot * w, GateBlock<T, kSlots>::kRow, 1,
-                      dgates.block_stride()};
+    const Rows<T> own{dgates.at(units.begin, s.offset[t] - chunk_row0) + Cell::kHSlot * w, GateBlock<T, kSlots>::kRow,
+                      1, dgates.block_stride()};
     const Walk order{(t & 1) != 0, state_panels.count()};
     for (int64_t i = 0; i < order.n; i++) {
       const int64_t j = order[i];
       const int nv = state_panels.nv(j);
-      gemm(own, s.count[t], units.size(), kHWidth, state_panel(j), nv, [&](int64_t first, int64_t count, const T* tile) {
-        for (int64_t r = 0; r < count; r++) {
-          for (int v = 0; v < nv; v++) {
-            store(partial(tid, j * kMaxVectors + v, first + r), load(tile + (r * nv + v) * w));
-          }
-        }
-      });
+      gemm(own, s.count[t], units.size(), kHWidth, state_panel(j), nv,
+           [&](int64_t first, int64_t count, const T* tile) {
+             for (int64_t r = 0; r < count; r++) {
+               for (int v = 0; v < nv; v++) {
+                 store(partial(tid, j * kMaxVectors + v, first + r), load(tile + (r * nv + v) * w));
+               }
+             }
+           });
     }
   }
 
@@ -224,14 +226,16 @@ class BackwardLayer {
     for (int k = 0; k < kSlots; k++) store(total + k * w, load(total + k * w) + sums[k]);
   }
 
-  // ------------------------------------------------------------------------------------------------ after a chunk's steps
+  // ------------------------------------------------------------------------------------------------ after a chunk's
+  // steps
 
   void weight_gradients(int64_t c) {
     const int64_t end = s.offset[s.chunk_step[c + 1]];
     int64_t t = s.chunk_step[c];
     for (int64_t row = chunk_row0; row < end; row += kOuterRows) {
       const int64_t n = min(kOuterRows, end - row);
-      T* x_columns = static_cast<T*>(a.columns) + tid * columns_size(a.input_size, a.state_size, a.projected * a.hidden_size);
+      T* x_columns =
+          static_cast<T*>(a.columns) + tid * columns_size(a.input_size, a.state_size, a.projected * a.hidden_size);
       T* h_columns = x_columns + input_panels.vectors() * w * kOuterRows;
       T* m_columns = h_columns + state_panels.vectors() * w * kOuterRows;
       for (int64_t i = 0; i < n; i++) {
@@ -344,7 +348,8 @@ class BackwardLayer {
 
  public:
   static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
-    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w * kOuterRows;
+    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w *
+           kOuterRows;
   }
 
  private:
@@ -360,9 +365,7 @@ class BackwardLayer {
     return static_cast<T*>(a.w_hh_panels) + units.begin * kHWidth * state_width() +
            state_panels.offset(j, units.size() * kHWidth);
   }
-  T* input_panel(int64_t j) const {
-    return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth);
-  }
+  T* input_panel(int64_t j) const { return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth); }
   T* projection_panel(int64_t u) const { return static_cast<T*>(a.w_hr_panels) + u * a.state_size * w; }
 
   const BackwardArgs& a;

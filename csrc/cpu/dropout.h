@@ -1,7 +1,8 @@
-// Dropout between layers from a counter-based generator, Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
-// easy as 1, 2, 3"): the mask of (seed, layer, direction, t, b, unit) is computed where it is needed, never stored.
+// Dropout between layers from a counter-based generator, Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers:
+// as easy as 1, 2, 3"): the mask of (seed, layer, direction, t, b, unit) is computed where it is needed, never stored.
 //
-// counter = (unit / 4, b, t, layer * directions + direction), key = seed; word unit % 4 of the result is compared with p.
+// counter = (unit / 4, b, t, layer * directions + direction), key = seed; word unit % 4 of the result is compared with
+// p.
 #pragma once
 
 #include <cmath>

@@ -30,10 +30,10 @@ struct ForwardPass {
   const ForwardArrays& arrays;
   const Dropout& dropout;
   bool training;
-  void* space;      // of spaces
-  void* workspace;  // of the offsets below
-  size_t x, y, dropped, w_ih_panels, w_hh_panels, w_hr_panels, bias_panels;
-  std::vector<ForwardArgs> layers;
+  void* space = nullptr;      // of spaces
+  void* workspace = nullptr;  // of the offsets below
+  size_t x = 0, y = 0, dropped = 0, w_ih_panels = 0, w_hh_panels = 0, w_hr_panels = 0, bias_panels = 0;
+  std::vector<ForwardArgs> layers{};
 
   bool drops() const { return training && dropout.p > 0; }
 
@@ -59,12 +59,10 @@ struct ForwardPass {
         ForwardArgs a{};
         describe_layer(problem, plan, spaces, space, layer, direction,
                        weights[size_t(layer * problem.directions + direction)], a);
-        a.x = layer == 0       ? (plan.ragged() ? at(workspace, x) : arrays.x)
-              : drops()        ? at(workspace, dropped)
-                               : at(space, spaces.outputs[size_t(layer) - 1]);
-        void* y_rows = !last           ? at(space, spaces.outputs[size_t(layer)])
-                       : plan.ragged() ? at(workspace, y)
-                                       : arrays.y;
+        a.x = layer == 0 ? (plan.ragged() ? at(workspace, x) : arrays.x)
+              : drops()  ? at(workspace, dropped)
+                         : at(space, spaces.outputs[size_t(layer) - 1]);
+        void* y_rows = !last ? at(space, spaces.outputs[size_t(layer)]) : plan.ragged() ? at(workspace, y) : arrays.y;
         a.y = static_cast<char*>(y_rows) + size_t(direction * problem.state_size()) * geometry.element;
         a.y_stride = width;
         a.training = training;
@@ -125,8 +123,9 @@ struct ForwardPass {
       }
     }
     if (problem.cell == CellType::lstm) {
-      cells(a).fill(part(arrays.c_0, i, batch, a.hidden_size, geometry.element), batch,
-                    [&](int64_t r) { return plan.user_row(r); }, tid, team.size());
+      cells(a).fill(
+          part(arrays.c_0, i, batch, a.hidden_size, geometry.element), batch,
+          [&](int64_t r) { return plan.user_row(r); }, tid, team.size());
     }
   }
 
@@ -146,8 +145,9 @@ struct ForwardPass {
         const int64_t last = plan.last_row(r, reverse);
         return training && last >= 0 ? batch + last : r;
       };
-      cells(a).read(part(arrays.c_n, i, batch, a.hidden_size, geometry.element), batch, final_row,
-                    [&](int64_t r) { return plan.user_row(r); }, tid, team.size());
+      cells(a).read(
+          part(arrays.c_n, i, batch, a.hidden_size, geometry.element), batch, final_row,
+          [&](int64_t r) { return plan.user_row(r); }, tid, team.size());
     }
   }
 };
@@ -158,10 +158,10 @@ struct BackwardPass {
   const std::vector<Weights>& weights;
   const BackwardArrays& arrays;
   const std::vector<WeightGrads>& grads;
-  void* workspace;
-  size_t x, y, dx, dropped, dy[2], dh, dc, w_ih_panels, w_hh_panels, w_hr_panels, dgates, partial, dhidden, bias_sums,
-      columns;
-  std::vector<BackwardArgs> layers;
+  void* workspace = nullptr;  // of the offsets below
+  size_t x = 0, y = 0, dx = 0, dropped = 0, dy[2] = {0, 0}, dh = 0, dc = 0, w_ih_panels = 0, w_hh_panels = 0;
+  size_t w_hr_panels = 0, dgates = 0, partial = 0, dhidden = 0, bias_sums = 0, columns = 0;
+  std::vector<BackwardArgs> layers{};
 
   const Geometry& geometry() const { return reserve.geometry; }
   const Plan& plan() const { return reserve.plan; }
@@ -263,16 +263,19 @@ struct BackwardPass {
       for (int direction = 0; direction < problem.directions; direction++) {
         const int64_t i = layer * problem.directions + direction;
         const BackwardArgs& a = layers[size_t(i)];
-        const Blocks dh{a.dh, batch, g.width, a.state_size, g.element}, dc{a.dc, batch, g.width, a.hidden_size, g.element};
+        const Blocks dh{a.dh, batch, g.width, a.state_size, g.element},
+            dc{a.dc, batch, g.width, a.hidden_size, g.element};
         const bool lstm = problem.cell == CellType::lstm;
         dh.fill(ForwardPass::part(arrays.dh_n, i, batch, a.state_size, g.element), batch, user_row, tid, team.size());
         if (lstm) {
-          dc.fill(ForwardPass::part(arrays.dc_n, i, batch, a.hidden_size, g.element), batch, user_row, tid, team.size());
+          dc.fill(ForwardPass::part(arrays.dc_n, i, batch, a.hidden_size, g.element), batch, user_row, tid,
+                  team.size());
         }
         team.barrier(tid);
         reserve.geometry.cell->backward(a, team, tid);
         team.barrier(tid);
-        dh.read(ForwardPass::part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
+        dh.read(ForwardPass::part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid,
+                team.size());
         if (lstm) {
           dc.read(ForwardPass::part(arrays.dc_0, i, batch, a.hidden_size, g.element), batch, same, user_row, tid,
                   team.size());
@@ -280,8 +283,8 @@ struct BackwardPass {
         team.barrier(tid);
       }
       if (drops() && layer > 0) {
-        apply_dropout(problem, plan(), reserve.dropout, layer - 1, output_gradient(layer - 1), output_gradient(layer - 1),
-                      tid, team.size());
+        apply_dropout(problem, plan(), reserve.dropout, layer - 1, output_gradient(layer - 1),
+                      output_gradient(layer - 1), tid, team.size());
         team.barrier(tid);
       }
     }
@@ -293,8 +296,7 @@ struct BackwardPass {
 
 template <class Pass>
 void run_pass(int threads, Pass& pass) {
-  run_team(
-      threads, [](void* context, Team& team, int tid) { static_cast<Pass*>(context)->run(team, tid); }, &pass);
+  run_team(threads, [](void* context, Team& team, int tid) { static_cast<Pass*>(context)->run(team, tid); }, &pass);
 }
 
 }  // namespace
@@ -308,8 +310,7 @@ std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, con
   const int threads = threads_for(problem, geometry, batch.seq_len, batch.batch, max_threads);
 
   const auto run = [&](const Plan& plan, const LayerSpaces& spaces, void* space, Layout layout, size_t reserved) {
-    ForwardPass pass{problem, geometry, plan, spaces, weights, arrays, dropout, training, space,
-                     nullptr, 0,        0,    0,      0,       0,      0,       0,        {}};
+    ForwardPass pass{problem, geometry, plan, spaces, weights, arrays, dropout, training, space};
     pass.plan_workspace(layout);
     if (memory) memory->note(reserved + layout.size());
     const Buffer buffer = acquire(layout.size(), memory);
@@ -335,7 +336,7 @@ void backward(const Reserve& kept, const std::vector<Weights>& weights, const Ba
   const CpuReserve& reserve = static_cast<const CpuReserve&>(kept);
   const Problem& problem = reserve.problem();
   const int threads = threads_for(problem, reserve.geometry, reserve.seq_len(), reserve.batch(), max_threads);
-  BackwardPass pass{problem, reserve, weights, arrays, grads, nullptr, 0, 0, 0, 0, {}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}};
+  BackwardPass pass{problem, reserve, weights, arrays, grads};
   Layout layout;
   pass.plan_workspace(layout, threads);
   if (memory) memory->note(reserve.bytes() + layout.size());

@@ -1,8 +1,9 @@
 // Forward pass of one layer in one direction.
 //
-// Threads split the hidden units; a thread packs, multiplies and activates its own units only, and meets the others once a
-// time step (twice with a projection), when h_t is complete. W_ih x is computed a time chunk ahead, so that it is still in
-// cache when the recurrence reads it. A tile of the recurrence holds all gates of its units: the cell is its epilogue.
+// Threads split the hidden units; a thread packs, multiplies and activates its own units only, and meets the others
+// once a time step (twice with a projection), when h_t is complete. W_ih x is computed a time chunk ahead, so that it
+// is still in cache when the recurrence reads it. A tile of the recurrence holds all gates of its units: the cell is
+// its epilogue.
 #pragma once
 
 #include "cpu/layer.h"
@@ -64,8 +65,10 @@ class ForwardLayer {
         const int64_t block = u + v / Cell::kGates, unit = block * w, valid = valid_lanes<T>(a.hidden_size, block);
         const int64_t x_row = Cell::gate_of_slot(Cell::kXSlot + v % Cell::kGates) * a.hidden_size + unit;
         const int64_t h_row = Cell::gate_of_slot(Cell::kHSlot + v % Cell::kGates) * a.hidden_size + unit;
-        pack_transposed(w_ih + x_row * a.input_size, a.input_size, valid, a.input_size, n * Cell::kGates, v, x_panel(u));
-        pack_transposed(w_hh + h_row * a.state_size, a.state_size, valid, a.state_size, n * Cell::kGates, v, h_panel(u));
+        pack_transposed(w_ih + x_row * a.input_size, a.input_size, valid, a.input_size, n * Cell::kGates, v,
+                        x_panel(u));
+        pack_transposed(w_hh + h_row * a.state_size, a.state_size, valid, a.state_size, n * Cell::kGates, v,
+                        h_panel(u));
       }
       for (int64_t block = u; block < u + n; block++) pack_bias(block);
     }

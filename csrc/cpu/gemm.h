@@ -3,8 +3,8 @@
 //   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k * k_stride] * panel[b][k][v]
 //
 // r < rows (at most max_rows(nv)), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
-// (k_stride 1), gate gradients in blocks of units (block_stride), and their transpose for weight gradients (row_stride 1).
-// The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
+// (k_stride 1), gate gradients in blocks of units (block_stride), and their transpose for weight gradients (row_stride
+// 1). The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
 #pragma once
 
 #include "cpu/simd.h"
@@ -33,7 +33,8 @@ template <class T>
 using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, T* out);
 
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, T* out) {
+__attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
+                                         T* out) {
   constexpr int w = kWidth<T>;
   // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
@@ -134,7 +135,8 @@ FASTRNN_INLINE void gemm(Rows<T> a, int64_t rows, int64_t blocks, int64_t k_per_
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------- panels
+// ----------------------------------------------------------------------------------------------------------------
+// panels
 
 // Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.
 template <class T>

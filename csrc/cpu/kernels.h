@@ -1,7 +1,8 @@
-// What the engine asks of one ISA's kernels: a layer in one direction, forward or backward, called by every thread of a team.
-// Plain data and function pointers only: this header is shared by sources compiled for different ISAs.
+// What the engine asks of one ISA's kernels: a layer in one direction, forward or backward, called by every thread of a
+// team. Plain data and function pointers only: this header is shared by sources compiled for different ISAs.
 //
-// Layouts (W lanes; unit block u = units u*W .. u*W+W-1, nb of them; S slots a unit, see cells/; padding lanes are zero)
+// Layouts (W lanes; unit block u = units u*W .. u*W+W-1, nb of them; S slots a unit, see cells/; padding lanes are
+// zero)
 //   gates    per time chunk [nb][chunk rows, padded][S][W]    W_ih x + b, then in the same place what backward needs
 //   dgates   one chunk      [nb][chunk rows, padded][S][W]
 //   cells    [nb][cell_rows][W]: rows 0..B are c_0 (inference: the running state), then c_t of every row
@@ -36,7 +37,7 @@ struct LayerArgs {
 
   const void* x;  // (rows, x_stride)
   int64_t x_stride;
-  const void* h_0;  // (B, state_size), rows in the order of the batch as packed
+  const void* h_0;        // (B, state_size), rows in the order of the batch as packed
   const uint8_t* resets;  // (rows) or null
   void* h_prev;           // (rows, state_size): h_{t-1} with resets applied; only with resets
   void* gates;
@@ -66,8 +67,8 @@ struct BackwardArgs : LayerArgs {
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
   void* dgates;
-  void* partial;  // [2][threads][state blocks][B][W]
-  void* dhidden;  // projected only: [chunk rows][state blocks * W]: dh_t
+  void* partial;    // [2][threads][state blocks][B][W]
+  void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t
   void* bias_sums;  // [nb][S][W]
   void* columns;    // [threads][columns_size]: packed x and h of a block of rows
 };
@@ -80,7 +81,7 @@ struct CellKernels {
 
 struct Kernels {
   int width;
-  CellKernels cells[4];                    // by CellType
+  CellKernels cells[4];                                      // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // BackwardArgs::columns of one thread, in elements
 };
 

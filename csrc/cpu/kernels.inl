@@ -1,8 +1,9 @@
-// One ISA's kernels: included by kernels_<isa>.cpp with FASTRNN_ISA (a namespace) and FASTRNN_KERNELS (the table) defined.
+// One ISA's kernels: included by kernels_<isa>.cpp with FASTRNN_ISA (a namespace) and FASTRNN_KERNELS (the table)
+// defined.
 //
-// All code of ours that those sources include lives in that namespace, and nothing from the C++ library that leaves code
-// behind is used: a linker may keep one copy of an inline function for the whole program, and it must not be one compiled
-// for a CPU that is not there.
+// All code of ours that those sources include lives in that namespace, and nothing from the C++ library that leaves
+// code behind is used: a linker may keep one copy of an inline function for the whole program, and it must not be one
+// compiled for a CPU that is not there.
 
 #include "cells/gru.h"
 #include "cells/lstm.h"

@@ -1,4 +1,5 @@
-// What the forward and the backward kernel of a layer share: the cell's geometry, the walk over time, the rows of h_{t-1}.
+// What the forward and the backward kernel of a layer share: the cell's geometry, the walk over time, the rows of
+// h_{t-1}.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -48,16 +49,14 @@ struct Source {
 
 // Sources of step t when `before` is the step processed before it (-1: none). Returns how many.
 template <class T>
-FASTRNN_INLINE int sources(const LayerArgs& a, const T* y, int64_t y_stride, bool all_cells_kept, int64_t t, int64_t before,
-                           Source<T>* out) {
+FASTRNN_INLINE int sources(const LayerArgs& a, const T* y, int64_t y_stride, bool all_cells_kept, int64_t t,
+                           int64_t before, Source<T>* out) {
   const Steps& s = a.steps;
   const int64_t n = s.count[t], carried = before < 0 ? 0 : min(n, s.count[before]);
   int found = 0;
   if (carried > 0) {
-    out[found++] = {{0, carried},
-                    y + s.offset[before] * y_stride,
-                    y_stride,
-                    all_cells_kept ? s.batch + s.offset[before] : 0};
+    out[found++] = {
+        {0, carried}, y + s.offset[before] * y_stride, y_stride, all_cells_kept ? s.batch + s.offset[before] : 0};
   }
   if (carried < n) {
     out[found++] = {{carried, n}, static_cast<const T*>(a.h_0) + carried * a.state_size, a.state_size, carried};
@@ -88,7 +87,8 @@ struct GateBlock {
 };
 
 template <class T, int kSlots>
-FASTRNN_INLINE GateBlock<T, kSlots> gate_chunk(const Steps& s, void* gates, int64_t blocks, int64_t c, bool all_chunks_kept) {
+FASTRNN_INLINE GateBlock<T, kSlots> gate_chunk(const Steps& s, void* gates, int64_t blocks, int64_t c,
+                                               bool all_chunks_kept) {
   const int64_t base = all_chunks_kept ? s.chunk_base[c] : 0;
   return {static_cast<T*>(gates) + base * blocks * kSlots * kWidth<T>, s.chunk_base[c + 1] - s.chunk_base[c]};
 }

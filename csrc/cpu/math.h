@@ -1,7 +1,7 @@
 // Sigmoid, tanh and relu on SIMD vectors: exact limits (0, 1, -1), NaN stays NaN, about 2 ulp elsewhere.
 //
-// Both build on e^x - 1 = 2^n q + (2^n - 1), x = n ln 2 + r, q = e^r - 1 = r P(r), |r| <= ln(2)/2: near 0 that keeps the
-// relative accuracy that e^x - 1 computed from e^x would lose. P is a minimax polynomial (error 1e-8 and 2e-17).
+// Both build on e^x - 1 = 2^n q + (2^n - 1), x = n ln 2 + r, q = e^r - 1 = r P(r), |r| <= ln(2)/2: near 0 that keeps
+// the relative accuracy that e^x - 1 computed from e^x would lose. P is a minimax polynomial (error 1e-8 and 2e-17).
 #pragma once
 
 #include "cpu/simd.h"
@@ -18,12 +18,8 @@ struct ExpConstants<float> {
   static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.1219444005469058e-4f;
   static constexpr float kLog2e = 1.4426950408889634f;
-  static constexpr float kPoly[] = {1.f,
-                                    0.50000000134981779f,
-                                    0.16666504936963597f,
-                                    0.041666464602026542f,
-                                    0.0083691843824f,
-                                    0.0013933685862617174f};
+  static constexpr float kPoly[] = {
+      1.f, 0.50000000134981779f, 0.16666504936963597f, 0.041666464602026542f, 0.0083691843824f, 0.0013933685862617174f};
   // e^x stays finite and normal; 1 / (1 + e^88.3) is below the normal range, hence 0.
   static constexpr float kMin = -87.3f, kMax = 88.3f;
   static constexpr float kTanhMax = 40;  // e^40 + 1 rounds to e^40
@@ -83,7 +79,7 @@ struct SimdMath {
     V scale, q;
     exp_parts(at_least(at_most(x + x, C::kTanhMax), -C::kTanhMax), scale, q);
     const V e = scale * q + (scale - set1(1));
-    return e * reciprocal(e + set1(2));
+    return quotient(e, e + set1(2));
   }
 
   static FASTRNN_INLINE V relu(V x) { return at_least(x, T(0)); }

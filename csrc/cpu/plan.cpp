@@ -9,8 +9,8 @@ namespace fastrnn {
 
 namespace {
 
-// A chunk's gates should stay in the cache between the input product and the recurrence, and its weight gradients should
-// sum enough rows to be worth reading and writing the whole matrix.
+// A chunk's gates should stay in the cache between the input product and the recurrence, and its weight gradients
+// should sum enough rows to be worth reading and writing the whole matrix.
 constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 256;
 
 constexpr double kFlopsPerStepAndThread = 3e4, kFlopsPerThread = 2e5;
@@ -85,8 +85,14 @@ Plan::Plan(const Batch& batch, const Geometry& geometry) : batch_(batch.batch) {
 }
 
 Steps Plan::steps() const {
-  return {seq_len(),           batch_,           rows(), count_.data(), offset_.data(), int64_t(chunk_step_.size()) - 1,
-          chunk_step_.data(), chunk_base_.data()};
+  return {seq_len(),
+          batch_,
+          rows(),
+          count_.data(),
+          offset_.data(),
+          int64_t(chunk_step_.size()) - 1,
+          chunk_step_.data(),
+          chunk_base_.data()};
 }
 
 int64_t Plan::last_row(int64_t r, bool reverse) const {
@@ -95,10 +101,11 @@ int64_t Plan::last_row(int64_t r, bool reverse) const {
 }
 
 int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_len, int64_t batch, int most) {
-  const double step = 2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.state_size());
+  const double step =
+      2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.state_size());
   const double input = 2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.input_size);
-  const double worth = std::min(step / kFlopsPerStepAndThread,
-                                (step + input) * double(seq_len * problem.num_layers) / kFlopsPerThread);
+  const double worth =
+      std::min(step / kFlopsPerStepAndThread, (step + input) * double(seq_len * problem.num_layers) / kFlopsPerThread);
   return int(std::max(1.0, std::min({double(most), double(geometry.blocks), worth})));
 }
 

@@ -1,4 +1,5 @@
-// How a batch is walked: rows packed by length, time chunks, number of threads. Shared by forward, backward and streams.
+// How a batch is walked: rows packed by length, time chunks, number of threads. Shared by forward, backward and
+// streams.
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,8 @@ LayerSpaces::LayerSpaces(const Problem& problem, const Geometry& geometry, const
   }
 }
 
-void describe_layer(const Problem& problem, const Plan& plan, const LayerSpaces& spaces,
-                    void* space, int64_t layer, int direction, const Weights& weights, LayerArgs& args) {
+void describe_layer(const Problem& problem, const Plan& plan, const LayerSpaces& spaces, void* space, int64_t layer,
+                    int direction, const Weights& weights, LayerArgs& args) {
   const DirectionSpace& d = spaces.directions[size_t(layer * problem.directions + direction)];
   args.steps = plan.steps();
   args.reverse = direction == 1;
@@ -54,7 +54,8 @@ void pack_rows(const Plan& plan, const void* source, void* target, size_t row_by
   for (int64_t t = share_begin(plan.seq_len(), tid, threads); t < share_begin(plan.seq_len(), tid + 1, threads); t++) {
     for (int64_t r = 0; r < plan.count(t); r++) {
       std::memcpy(static_cast<char*>(target) + size_t(plan.offset(t) + r) * row_bytes,
-                  static_cast<const char*>(source) + size_t(t * plan.batch() + plan.user_row(r)) * row_bytes, row_bytes);
+                  static_cast<const char*>(source) + size_t(t * plan.batch() + plan.user_row(r)) * row_bytes,
+                  row_bytes);
     }
   }
 }
@@ -77,7 +78,8 @@ void apply_dropout(const Problem& problem, const Plan& plan, const Dropout& drop
   const DropoutMask mask(dropout);
   const int64_t units = problem.state_size();
   const auto apply = [&](auto* from, auto* to) {
-    for (int64_t t = share_begin(plan.seq_len(), tid, threads); t < share_begin(plan.seq_len(), tid + 1, threads); t++) {
+    for (int64_t t = share_begin(plan.seq_len(), tid, threads); t < share_begin(plan.seq_len(), tid + 1, threads);
+         t++) {
       for (int64_t r = 0; r < plan.count(t); r++) {
         for (int d = 0; d < problem.directions; d++) {
           const int64_t at = ((plan.offset(t) + r) * problem.directions + d) * units;

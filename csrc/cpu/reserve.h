@@ -26,8 +26,8 @@ struct LayerSpaces {
 
 class CpuReserve final : public Reserve {
  public:
-  CpuReserve(const Problem& problem, const Geometry& geometry, Plan plan, const Kernels& kernels, const Dropout& dropout,
-             const std::shared_ptr<Memory>& memory)
+  CpuReserve(const Problem& problem, const Geometry& geometry, Plan plan, const Kernels& kernels,
+             const Dropout& dropout, const std::shared_ptr<Memory>& memory)
       : problem_(problem),
         geometry(geometry),
         plan(std::move(plan)),
@@ -55,8 +55,8 @@ class CpuReserve final : public Reserve {
 };
 
 // Fills in what forward and backward tell a kernel alike. x and y come from the caller.
-void describe_layer(const Problem& problem, const Plan& plan, const LayerSpaces& spaces,
-                    void* space, int64_t layer, int direction, const Weights& weights, LayerArgs& args);
+void describe_layer(const Problem& problem, const Plan& plan, const LayerSpaces& spaces, void* space, int64_t layer,
+                    int direction, const Weights& weights, LayerArgs& args);
 
 // Rows of a packed batch from the user's (T, B, width) array and back. A thread does its share of the time steps.
 void pack_rows(const Plan& plan, const void* source, void* target, size_t row_bytes, int tid, int threads);

@@ -1,8 +1,8 @@
 // SIMD vectors of one ISA, for float and double. Included inside each ISA's source file only (see kernels.inl).
 //
-// GCC's and Clang's vector types give arithmetic, comparison and selection for every ISA and architecture at once; the few
-// operations they lack are written below, the generic way first. a * b + c becomes one FMA (-ffp-contract=fast) where the
-// ISA has it.
+// GCC's and Clang's vector types give arithmetic, comparison and selection for every ISA and architecture at once; the
+// few operations they lack are written below, the generic way first. a * b + c becomes one FMA (-ffp-contract=fast)
+// where the ISA has it.
 #pragma once
 
 #include <cstdint>
@@ -69,13 +69,19 @@ FASTRNN_INLINE Vec<float> at_most(Vec<float> x, float limit) { return _mm512_min
 FASTRNN_INLINE Vec<double> at_most(Vec<double> x, double limit) { return _mm512_min_pd(set1(limit), x); }
 FASTRNN_INLINE Vec<float> at_least(Vec<float> x, float limit) { return _mm512_max_ps(set1(limit), x); }
 FASTRNN_INLINE Vec<double> at_least(Vec<double> x, double limit) { return _mm512_max_pd(set1(limit), x); }
-// 14 bits and one Newton step: about 1 ulp, at a quarter of a division's cost. d is finite; a result below the normal range
-// is 0 (denormals are flushed here).
+// 14 bits and one Newton step: about 1 ulp, at a quarter of a division's cost. d is finite; a result below the normal
+// range is 0 (denormals are flushed here).
 FASTRNN_INLINE Vec<float> reciprocal(Vec<float> d) {
   const __m512 y = _mm512_rcp14_ps(d);
   return _mm512_mul_ps(y, _mm512_fnmadd_ps(d, y, _mm512_set1_ps(2.f)));
 }
 FASTRNN_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
+// The remainder corrects the last bit: a / a is 1.
+FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
+  const __m512 y = reciprocal(b), q = _mm512_mul_ps(a, y);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(q, b, a), y, q);
+}
+FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
 // The first n lanes, 0 < n <= width; the others read as 0.
 FASTRNN_INLINE Vec<float> load_first(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(__mmask16(0xffffu >> (16 - n)), p);
@@ -120,6 +126,10 @@ FASTRNN_INLINE V at_least(V x, T limit) {
 template <class V>
 FASTRNN_INLINE V reciprocal(V d) {
   return 1 / d;
+}
+template <class V>
+FASTRNN_INLINE V quotient(V a, V b) {
+  return a / b;
 }
 // The first n lanes, 0 < n <= width; the others read as 0.
 template <class T>

@@ -1,4 +1,5 @@
-// One step at a time: the forward kernel on a batch of one time step, with panels packed once and a state that stays here.
+// One step at a time: the forward kernel on a batch of one time step, with panels packed once and a state that stays
+// here.
 #include <algorithm>
 
 #include "cpu/memory.h"
@@ -13,9 +14,7 @@ namespace {
 class CpuStream final : public Stream {
  public:
   CpuStream(const Problem& problem, const std::vector<Weights>& weights, int64_t batch, int max_threads)
-      : problem_(problem),
-        geometry_(problem, kernels_in_use(problem.dtype)),
-        layers_(size_t(problem.num_layers)) {
+      : problem_(problem), geometry_(problem, kernels_in_use(problem.dtype)), layers_(size_t(problem.num_layers)) {
     // The number of threads, which the packing depends on, is that of the batch the stream began with.
     threads_ = threads_for(problem, geometry_, 1, std::max<int64_t>(batch, 1), max_threads);
     pack(weights);
@@ -82,9 +81,11 @@ class CpuStream final : public Stream {
     get_state(h.data(), c.data());
     for (size_t l = 0; l < layers; l++) {
       for (int64_t i = 0; i < n; i++) {
-        std::memcpy(&new_h[(l * size_t(n) + size_t(i)) * h_row], &h[l * state_bytes() + size_t(rows[i]) * h_row], h_row);
+        std::memcpy(&new_h[(l * size_t(n) + size_t(i)) * h_row], &h[l * state_bytes() + size_t(rows[i]) * h_row],
+                    h_row);
         if (lstm()) {
-          std::memcpy(&new_c[(l * size_t(n) + size_t(i)) * c_row], &c[l * cell_bytes() + size_t(rows[i]) * c_row], c_row);
+          std::memcpy(&new_c[(l * size_t(n) + size_t(i)) * c_row], &c[l * cell_bytes() + size_t(rows[i]) * c_row],
+                      c_row);
         }
       }
     }
@@ -112,7 +113,8 @@ class CpuStream final : public Stream {
     for (int64_t l = 0; l < problem_.num_layers; l++) {
       offsets.push_back(layout.add(size_t(gate_lanes * problem_.layer_input_size(l)) * g.element));
       offsets.push_back(layout.add(size_t(gate_lanes * problem_.state_size()) * g.element));
-      offsets.push_back(layout.add(problem_.proj_size ? size_t(problem_.hidden_size * g.state_blocks * g.width) * g.element : 0));
+      offsets.push_back(
+          layout.add(problem_.proj_size ? size_t(problem_.hidden_size * g.state_blocks * g.width) * g.element : 0));
       offsets.push_back(layout.add(size_t(g.gate_row) * g.element));
     }
     panels_ = acquire(layout.size(), nullptr);

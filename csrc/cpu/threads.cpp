@@ -32,8 +32,7 @@ using Clock = std::chrono::steady_clock;
 
 // Longer than the gap between a forward and its backward, shorter than anyone would notice as load.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
-constexpr int kSpinsPerClockRead = 32;  // a clock read costs some 25 ns, a pause 10 to 60
-constexpr int kYields = 4;
+constexpr int kSpins = 32;  // between two looks at the clock, which cost some 25 ns each; a pause costs 10 to 60
 
 inline void pause() {
 #if defined(__SSE2__)
@@ -43,12 +42,21 @@ inline void pause() {
 #endif
 }
 
+// The CPU that the calling thread runs on, or -1 where that is unknown.
+inline int current_cpu() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 // A count that only grows while somebody may wait for it. Members of the pool wait on nothing else.
 class Count {
  public:
   void reset() { value_.store(0, std::memory_order_relaxed); }
 
-  // Returns the new count. Waiters that sleep are only woken by wake().
+  // Returns the new count. Those who sleep are only woken by wake().
   uint64_t add() { return value_.fetch_add(1) + 1; }
 
   // Between a sleeper that announces itself and then looks at the count, and an add() that is followed by a look for
@@ -57,83 +65,113 @@ class Count {
     if (sleepers_.load() == 0) return;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-    }  // a sleeper is either before its last look or in wait()
+    }  // a sleeper is now either before its last look or in wait()
     changed_.notify_all();
   }
 
-  void wait(uint64_t target) {
-    for (int i = 0; i < kSpinsPerClockRead; ++i) {
-      if (reached(target)) return;
+  bool reached(uint64_t target) const { return value_.load(std::memory_order_acquire) >= target; }
+
+  bool spin(uint64_t target) const {
+    for (int i = 0; i < kSpins; ++i) {
+      if (reached(target)) return true;
       pause();
     }
-    wait_long(target);
+    return false;
+  }
+
+  bool spin_long(uint64_t target) const {
+    const auto deadline = Clock::now() + kSpinTime;
+    do {
+      if (spin(target)) return true;
+    } while (Clock::now() < deadline);
+    return false;
+  }
+
+  void sleep(uint64_t target) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    while (value_.load() < target) changed_.wait(lock);
+    sleepers_.fetch_sub(1);
   }
 
  private:
-  bool reached(uint64_t target) const { return value_.load(std::memory_order_acquire) >= target; }
-  void wait_long(uint64_t target);
-
   alignas(128) std::atomic<uint64_t> value_{0};
   alignas(128) std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
 };
 
-// Members at work in all teams. Where they outnumber the cores, whoever waits hands its core over at once.
+// Members at work, in all teams together.
 std::atomic<int> busy_members{0};
-
 const int cpus = usable_cpus();
 
-bool crowded() { return busy_members.load(std::memory_order_relaxed) > cpus; }
-
-void Count::wait_long(uint64_t target) {
-  const auto deadline = Clock::now() + kSpinTime;
-  while (!crowded() && Clock::now() < deadline)
-    for (int i = 0; i < kSpinsPerClockRead; ++i) {
-      if (reached(target)) return;
-      pause();
-    }
-  for (int i = 0; i < kYields; ++i) {
-    if (reached(target)) return;
-    std::this_thread::yield();
+// What the pool knows of one member.
+struct Member {
+  void note_cpu() {
+    const int now = current_cpu();
+    if (cpu.load(std::memory_order_relaxed) != now) cpu.store(now, std::memory_order_relaxed);
   }
-  std::unique_lock<std::mutex> lock(mutex_);
-  sleepers_.fetch_add(1);
-  while (value_.load() < target) changed_.wait(lock);
-  sleepers_.fetch_sub(1);
+  bool shares_cpu(const Member& other) const {
+    const int mine = cpu.load(std::memory_order_relaxed);
+    return mine >= 0 && mine == other.cpu.load(std::memory_order_relaxed);
+  }
+
+  Count orders;                           // one more for each run it takes part in; unused for the caller
+  alignas(128) std::atomic<int> cpu{-1};  // where it was last seen
+};
+
+// Spins while that helps, then sleeps. It does not help when members outnumber the CPUs, nor when a busy machine has
+// put the member that is waited for on this very CPU: then spinning keeps it from running.
+template <class SharesCpu>
+void wait(Count& count, uint64_t target, SharesCpu shares_cpu) {
+  if (count.spin(target)) return;
+  if (busy_members.load(std::memory_order_relaxed) <= cpus && !shares_cpu() && count.spin_long(target)) return;
+  count.sleep(target);
 }
 
-// A team with its helper threads; it serves one run at a time and is never destroyed.
+// A team with its helper threads. It serves one run at a time and is never destroyed.
 class Crew : public Team {
  public:
-  void barrier() {
-    const uint64_t size = static_cast<uint64_t>(size_);
-    const uint64_t arrived = arrivals_.add();
-    const uint64_t target = (arrived + size - 1) / size * size;  // every barrier takes size arrivals
-    if (arrived == target)
-      arrivals_.wake();
-    else
-      arrivals_.wait(target);
-  }
-
   void hire(int size);
   void run(int size, Work work, void* context);
+  void meet(int tid);  // Team::barrier
 
  private:
-  void help(Count& orders, int tid);
+  Member& member(int tid) { return tid == 0 ? caller_ : *helpers_[tid - 1]; }
+  bool shares_cpu(int tid);
+  void help(int tid, Member& self);
 
-  std::vector<std::unique_ptr<Count>>
-      orders_;  // of the helpers, tid 1, 2, ...: one more for each run they take part in
+  // Between runs helpers look at nothing but caller_ and themselves: the rest then changes under their feet.
+  Member caller_;
+  std::vector<std::unique_ptr<Member>> helpers_;  // tid 1, 2, ...
   Work work_ = nullptr;
   void* context_ = nullptr;
   Count arrivals_;  // at barriers
   Count finished_;  // helpers that are done with the run
 };
 
-void Crew::help(Count& orders, int tid) {
+bool Crew::shares_cpu(int tid) {
+  for (int other = 0; other < size_; ++other)
+    if (other != tid && member(tid).shares_cpu(member(other))) return true;
+  return false;
+}
+
+void Crew::meet(int tid) {
+  member(tid).note_cpu();
+  const uint64_t size = static_cast<uint64_t>(size_);
+  const uint64_t arrived = arrivals_.add();
+  const uint64_t target = (arrived + size - 1) / size * size;  // every barrier takes `size` arrivals
+  if (arrived == target)
+    arrivals_.wake();
+  else
+    wait(arrivals_, target, [this, tid] { return shares_cpu(tid); });
+}
+
+void Crew::help(int tid, Member& self) {
   const FlushDenormals flush;
   for (uint64_t order = 1;; ++order) {
-    orders.wait(order);
+    wait(self.orders, order, [this, &self] { return self.shares_cpu(caller_); });
+    self.note_cpu();
     const uint64_t helpers = static_cast<uint64_t>(size_ - 1);  // read now: after add() the next run may change it
     work_(context_, *this, tid);
     if (finished_.add() == helpers) finished_.wake();
@@ -159,15 +197,13 @@ class BlockSignals {
 
 // Makes sure that `size` members exist. Those that were started before a failure stay for later runs.
 void Crew::hire(int size) {
-  const size_t helpers = static_cast<size_t>(size - 1);
-  if (orders_.size() >= helpers) return;
-  orders_.reserve(helpers);
+  if (static_cast<int>(helpers_.size()) >= size - 1) return;
+  helpers_.reserve(static_cast<size_t>(size - 1));
   const BlockSignals block;  // new threads inherit the mask
-  while (orders_.size() < helpers) {
-    auto orders = std::make_unique<Count>();
-    const int tid = static_cast<int>(orders_.size()) + 1;
-    std::thread([this, orders = orders.get(), tid] { help(*orders, tid); }).detach();
-    orders_.push_back(std::move(orders));
+  for (int tid = static_cast<int>(helpers_.size()) + 1; tid < size; ++tid) {
+    auto helper = std::make_unique<Member>();
+    std::thread([this, tid, self = helper.get()] { help(tid, *self); }).detach();
+    helpers_.push_back(std::move(helper));
   }
 }
 
@@ -178,12 +214,14 @@ void Crew::run(int size, Work work, void* context) {
   arrivals_.reset();
   finished_.reset();
   busy_members.fetch_add(size, std::memory_order_relaxed);
-  for (int i = 0; i < size - 1; ++i) {
-    orders_[i]->add();
-    orders_[i]->wake();
+  caller_.note_cpu();
+  for (int tid = 1; tid < size; ++tid) {
+    member(tid).orders.add();
+    member(tid).orders.wake();
   }
   work(context, *this, 0);
-  finished_.wait(static_cast<uint64_t>(size - 1));
+  caller_.note_cpu();
+  wait(finished_, static_cast<uint64_t>(size - 1), [this] { return shares_cpu(0); });
   busy_members.fetch_sub(size, std::memory_order_relaxed);
 }
 
@@ -254,8 +292,8 @@ std::atomic<int>& ceiling() {
 
 }  // namespace
 
-void Team::barrier(int) {
-  if (size_ > 1) static_cast<Crew*>(this)->barrier();
+void Team::barrier(int tid) {
+  if (size_ > 1) static_cast<Crew*>(this)->meet(tid);
 }
 
 void run_team(int size, Work work, void* context) {
