@@ -293,8 +293,6 @@ const char* compiler() {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace fastrnn;
   m.doc() = "Fused recurrent kernels; use fastrnn's layers or fastrnn.functional instead.";
-  current();      // FASTRNN_ISA and
-  num_threads();  // FASTRNN_NUM_THREADS are read here, and refused here
 
   py::class_<Problem>(m, "Problem")
       .def(py::init(&make_problem), "cell"_a, "dtype"_a, "input_size"_a, "hidden_size"_a, "proj_size"_a, "num_layers"_a,

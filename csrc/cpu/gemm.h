@@ -30,11 +30,11 @@ struct Rows {
 };
 
 template <class T>
-using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, T* out);
+using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, bool add, T* out);
 
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
-                                         T* out) {
+                                         bool add, T* out) {
   constexpr int w = kWidth<T>;
   // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
@@ -79,6 +79,7 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
       Vec<T> sum = acc[0][r][v];
       FASTRNN_UNROLL
       for (int s = 1; s < kStreams; s++) sum += acc[s][r][v];
+      if (add) sum += load(out + (r * kVectors + v) * w);
       store(out + (r * kVectors + v) * w, sum);
     }
   }
@@ -118,6 +119,26 @@ struct alignas(64) TileBuffer {
   T data[kMaxRows * kMaxVectors * kWidth<T>];
 };
 
+// One chain of additions is no longer than this: rounding errors grow with its length.
+constexpr int64_t kChain = 256;
+
+// A tile summed in chains.
+template <class T>
+FASTRNN_INLINE void multiply(TileFunction<T> tile, const Rows<T>& a, int64_t blocks, int64_t k_per_block,
+                             const T* panel, int nv, T* out) {
+  const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = (k_per_block + pieces - 1) / pieces;
+  const int64_t b_step = max(1, kChain / k_per_block);
+  for (int64_t b = 0; b < blocks; b += b_step) {
+    const int64_t nb = min(b_step, blocks - b);
+    for (int64_t k = 0; k < k_per_block; k += k_step) {
+      const int64_t nk = min(k_step, k_per_block - k);
+      tile({a.data + b * a.block_stride + k * a.k_stride, a.row_stride, a.k_stride, a.block_stride}, nb, nk, panel,
+           b + k > 0, out);
+      panel += nb * nk * nv * kWidth<T>;
+    }
+  }
+}
+
 // Multiplies `rows` rows (any number) by one panel of nv vectors, tile by tile:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
 template <class T, class Epilogue>
@@ -128,8 +149,9 @@ FASTRNN_INLINE void gemm(Rows<T> a, int64_t rows, int64_t blocks, int64_t k_per_
   int64_t first = 0;
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t n = (rows - first + tiles - i - 1) / (tiles - i);  // even tiles: 20 rows are 4 x 5, not 3 x 6 + 2
-    kTiles<T>[nv][n]({a.data + first * a.row_stride, a.row_stride, a.k_stride, a.block_stride}, blocks, k_per_block,
-                     panel, tile.data);
+    multiply(
+        kTiles<T>[nv][n], { a.data + first *a.row_stride, a.row_stride, a.k_stride, a.block_stride }, blocks,
+        k_per_block, panel, nv, tile.data);
     epilogue(first, n, tile.data);
     first += n;
   }
