@@ -1,0 +1,111 @@
+"""The compiled part. Callers have checked every argument; sizes, dtype and contiguity are checked again here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
+
+class Problem:
+    """One recurrent stack: cell "lstm", "gru", "rnn_tanh" or "rnn_relu"; dtype "float32" or "float64"."""
+
+    def __init__(
+        self,
+        cell: str,
+        dtype: str,
+        input_size: int,
+        hidden_size: int,
+        proj_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        bias: bool,
+    ) -> None: ...
+    @property
+    def cell(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def proj_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def directions(self) -> int: ...
+    @property
+    def state_size(self) -> int: ...
+
+class Memory:
+    """A lease on the cache of reserves and workspaces; what was cached for it is freed when it dies."""
+
+class Reserve:
+    """What backward needs of a forward pass besides x, y and the weights. Backward only reads it."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+def forward(
+    problem: Problem,
+    x: _Array,  # (T, B, I)
+    h_0: _Array | None,  # (L*D, B, P)
+    c_0: _Array | None,  # (L*D, B, H)
+    weights: Sequence[_Array],  # of each layer and direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+    lengths: _Array | None,  # int64 (B,)
+    resets: _Array | None,  # bool (T, B)
+    dropout: float,
+    dropout_seed: int,
+    training: bool,
+    y: _Array,  # out (T, B, D*P)
+    h_n: _Array,  # out (L*D, B, P)
+    c_n: _Array | None,  # out (L*D, B, H), LSTM only
+    num_threads: int,
+    memory: Memory | None,
+) -> Reserve | None:
+    """One pass over the whole stack; a Reserve if training. The GIL is released."""
+
+def backward(
+    problem: Problem,
+    reserve: Reserve,
+    x: _Array,
+    y: _Array,
+    weights: Sequence[_Array],
+    dy: _Array | None,  # (T, B, D*P)
+    dh_n: _Array | None,
+    dc_n: _Array | None,
+    dx: _Array | None,  # out (T, B, I); None: not wanted
+    dh_0: _Array,  # out
+    dc_0: _Array | None,  # out, LSTM only
+    dweights: Sequence[_Array],  # added to
+    num_threads: int,
+    memory: Memory | None,
+) -> None:
+    """The gradients of one forward pass. The GIL is released."""
+
+class Stream:
+    """One step at a time on weights packed once."""
+
+    def __init__(self, problem: Problem, weights: Sequence[_Array], batch_size: int, num_threads: int) -> None: ...
+    def step(self, x_t: _Array, out: _Array) -> None: ...  # (B, I) -> (B, P)
+    def get_state(self, h: _Array, c: _Array | None) -> None: ...
+    def set_state(self, h: _Array, c: _Array | None) -> None: ...
+    def reset(self, rows: _Array | None) -> None: ...  # int64
+    def select(self, rows: _Array) -> None: ...  # int64
+    @property
+    def batch_size(self) -> int: ...
+
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def release_memory() -> None:
+    """Frees cached workspaces; memory in use is not touched."""
+
+def cached_bytes() -> int: ...
+def config() -> dict[str, Any]: ...
+def set_isa(name: str) -> None:
+    """Switches the kernels in use to "avx512", "avx2" or "portable": for tests."""

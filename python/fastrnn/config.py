@@ -1,0 +1,189 @@
+"""What this build of fastrnn is and what it found on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from . import _core
+
+#: Libraries that fastrnn or its extras work with, and the distributions that carry them.
+_LIBRARIES = {
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"),
+    "tokenizers": ("tokenizers",),
+    "safetensors": ("safetensors",),
+    "rich": ("rich",),
+    "sacrebleu": ("sacrebleu",),
+    "matplotlib": ("matplotlib",),
+}
+_ENVIRONMENT = ("FASTRNN_ISA", "FASTRNN_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def show_config(mode: str = "text") -> dict[str, Any] | None:
+    """Prints version, instruction sets, threads, CUDA build, devices, driver and libraries found.
+
+    Args:
+        mode: "text" prints; "dicts" returns the same as nested dicts of plain values.
+
+    Raises:
+        ValueError: another mode.
+
+    Example:
+        >>> import fastrnn
+        >>> sorted(fastrnn.show_config(mode="dicts"))
+        ['cuda', 'isa', 'libraries', 'machine', 'threads', 'version']
+    """
+    if mode not in ("text", "dicts"):
+        raise ValueError(f"show_config: mode must be 'text' or 'dicts', got {mode!r}")
+    if mode == "dicts":
+        return collect()
+    print("\n".join(describe(collect())))
+    return None
+
+
+def collect() -> dict[str, Any]:
+    """The configuration as nested dicts that JSON can hold."""
+    core = _core.config()
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return {
+        "version": version(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version() + ("" if gil else " without GIL"),
+            "compiler": core["compiler"],
+        },
+        "isa": {
+            "in_use": core["isa"],
+            "compiled": list(core["isa_compiled"]),
+            "available": list(core["isa_available"]),
+        },
+        "threads": {
+            "count": _core.get_num_threads(),
+            "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        },
+        "cuda": {"built": False, "missing": missing_for_cuda(), "driver": cuda_driver(), "devices": cuda_devices()},
+        "libraries": libraries(),
+    }
+
+
+def describe(config: dict[str, Any]) -> Iterator[str]:
+    """The lines of the text form."""
+    machine, isa, threads, cuda = config["machine"], config["isa"], config["threads"], config["cuda"]
+    variables = ", ".join(f"{name}={value}" for name, value in threads["environment"].items())
+    rows = {
+        "fastrnn": config["version"],
+        "system": f"{machine['system']}, Python {machine['python']}",
+        "compiler": machine["compiler"],
+        "isa": f"{isa['in_use']} (compiled: {', '.join(isa['compiled'])}; available: {', '.join(isa['available'])})",
+        "threads": str(threads["count"]) + (f" ({variables})" if variables else ""),
+        "cuda": f"not available: {'; '.join(cuda['missing'])}",
+        "driver": cuda["driver"] or "no NVIDIA driver found",
+        "devices": ", ".join(cuda["devices"]) or "none",
+        "libraries": ", ".join(f"{name} {number or 'not found'}" for name, number in config["libraries"].items()),
+    }
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        yield f"{name:<{width}}  {text}"
+
+
+def version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def libraries() -> dict[str, str | None]:
+    """Installed versions, read from package metadata: nothing is imported."""
+    return {name: next(filter(None, map(_installed, names)), None) for name, names in _LIBRARIES.items()}
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except Exception:  # missing, or metadata damaged in whatever way: not found
+        return None
+
+
+def missing_for_cuda() -> list[str]:
+    """Why device="cuda" cannot be used."""
+    missing = ["this fastrnn was built without CUDA"]
+    if cuda_driver() is None:
+        missing.append("no NVIDIA driver found on this machine")
+    return missing
+
+
+def cuda_driver() -> str | None:
+    """Version of the NVIDIA driver and of the CUDA it supports, None without one.
+
+    Neither this nor ``cuda_devices`` initialises CUDA, which would break it in processes forked later.
+    """
+    try:
+        cuda = _load("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        number = ctypes.c_int()
+        if cuda.cuDriverGetVersion(ctypes.byref(number)) != 0:
+            return None
+        supported = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    except (OSError, AttributeError):
+        return None
+    with _Nvml() as nvml:
+        release = nvml and nvml.text("nvmlSystemGetDriverVersion")
+    return f"{release} ({supported})" if release else supported
+
+
+def cuda_devices() -> list[str]:
+    """Names of the NVIDIA devices."""
+    with _Nvml() as nvml:
+        return nvml.devices() if nvml else []
+
+
+class _Nvml:
+    """NVIDIA's management library for the time of a ``with``, which gives None where it is missing or fails."""
+
+    def __enter__(self) -> _Nvml | None:
+        self._library = None
+        try:
+            library = _load("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+            if library.nvmlInit_v2() != 0:
+                return None
+        except (OSError, AttributeError):
+            return None
+        self._library = library
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._library is not None:
+            self._library.nvmlShutdown()
+
+    def text(self, function: str, *args: Any) -> str | None:
+        buffer = ctypes.create_string_buffer(96)
+        try:
+            failed = getattr(self._library, function)(*args, buffer, ctypes.c_uint(len(buffer)))
+        except AttributeError:
+            return None
+        return None if failed else buffer.value.decode("utf-8", "replace")
+
+    def devices(self) -> list[str]:
+        assert self._library is not None
+        count, names = ctypes.c_uint(), []
+        try:
+            if self._library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+                return []
+            for index in range(count.value):
+                handle = ctypes.c_void_p()
+                if self._library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) == 0:
+                    names.append(self.text("nvmlDeviceGetName", handle) or "unnamed device")
+        except AttributeError:
+            pass
+        return names
+
+
+def _load(name: str) -> ctypes.CDLL:
+    return ctypes.CDLL(name)

@@ -1,0 +1,267 @@
+"""The checks of a call's arrays: what ``_core`` is handed has been through here.
+
+Every function raises before anything has changed. Messages start with the cell's name, then the argument, what was
+expected with its numbers, and what came. The common case is kept to a few attribute reads: a single step of a small
+layer takes ten microseconds, of which this is a part.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .spec import Spec
+
+Array = np.ndarray
+States = tuple["Array | None", "Array | None"]
+
+_ndarray = np.ndarray
+
+
+def check_array(label: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """A plain NumPy array of this dtype."""
+    value = plain(label, name, value, "a numpy array")
+    if value.dtype != dtype:
+        if value.dtype.newbyteorder("=") == dtype:
+            raise TypeError(f"{label}: {name} must have native byte order, got dtype {value.dtype.str!r}")
+        raise TypeError(f"{label}: {name} must have dtype {dtype.name}, got {value.dtype}")
+    return value
+
+
+def plain(label: str, name: str, value: Any, expected: str) -> Array:
+    """Any ndarray or memmap, as ndarray. Other subclasses are refused: what they add (a mask, a unit) would be lost
+    silently."""
+    if type(value) is _ndarray:
+        return value
+    if isinstance(value, np.memmap):
+        return np.asarray(value)
+    hint = "; pass numpy.asarray(...) of it" if isinstance(value, _ndarray) else ""
+    raise TypeError(f"{label}: {name} must be {expected}, got {type(value).__name__}{hint}")
+
+
+def contiguous(array: Array) -> Array:
+    """The array itself where ``_core`` can read it, else a copy."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy(order="C")
+
+
+def check_input(spec: Spec, x: Any, batch_first: bool) -> tuple[Array, bool]:
+    """x as (T, B, I), C-contiguous, and whether it came unbatched as (T, I)."""
+    if type(x) is not _ndarray or x.dtype != spec.dtype:
+        x = check_array(spec.label, "x", x, spec.dtype)
+    ndim = x.ndim
+    if ndim not in (2, 3) or x.shape[-1] != spec.input_size:
+        features = f"input_size={spec.input_size}"
+        batched, unbatched = f"({'B, T' if batch_first else 'T, B'}, {features})", f"(T, {features})"
+        expected = {2: unbatched, 3: batched}.get(ndim, f"{batched} or, without a batch, {unbatched}")
+        raise ValueError(f"{spec.label}: x must have shape {expected}, got {x.shape}")
+    return _time_major(x, ndim == 2, batch_first), ndim == 2
+
+
+def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> Array:
+    """dy, which has y's shape, as (T, B, D*P), C-contiguous."""
+    dy = check_array(spec.label, "dy", dy, spec.dtype)
+    axes, text = _leading_axes(seq_len, batch, unbatched, batch_first)
+    if dy.shape != (*axes, spec.output_size):
+        raise ValueError(f"{spec.label}: dy must have y's shape ({text}, {spec.output_size}), got {dy.shape}")
+    return _time_major(dy, unbatched, batch_first)
+
+
+def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> tuple[tuple[int, ...], str]:
+    if unbatched:
+        return (seq_len,), f"T={seq_len}"
+    if batch_first:
+        return (batch, seq_len), f"B={batch}, T={seq_len}"
+    return (seq_len, batch), f"T={seq_len}, B={batch}"
+
+
+def _time_major(array: Array, unbatched: bool, batch_first: bool) -> Array:
+    """The caller's layout as (T, B, ...), C-contiguous."""
+    return contiguous(array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array)
+
+
+def check_states(spec: Spec, state: Any, names: tuple[str, str, str], batch: int, unbatched: bool) -> States:
+    """(h, c) as C-contiguous (L*D, B, .); c is None but for LSTM. None stands for zeros, for a member of the pair too.
+
+    names: of the whole, of h and of c.
+    """
+    if state is None:
+        return None, None
+    if not spec.has_c:
+        if isinstance(state, (tuple, list)):
+            raise TypeError(f"{spec.label}: {names[0]} must be one array {names[1]}, got a {type(state).__name__}")
+        return _check_state(spec, names[1], state, spec.state_size, batch, unbatched), None
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(f"{spec.label}: {names[0]} must be a pair ({names[1]}, {names[2]}), got {_kind(state)}")
+    if len(state) != 2:
+        raise ValueError(f"{spec.label}: {names[0]} must be a pair ({names[1]}, {names[2]}), got {len(state)} items")
+    return (
+        _check_state(spec, names[1], state[0], spec.state_size, batch, unbatched),
+        _check_state(spec, names[2], state[1], spec.hidden_size, batch, unbatched),
+    )
+
+
+def _check_state(spec: Spec, name: str, value: Any, size: int, batch: int, unbatched: bool) -> Array | None:
+    if value is None:
+        return None
+    value = check_array(spec.label, name, value, spec.dtype)
+    if value.shape != ((spec.num_states, size) if unbatched else (spec.num_states, batch, size)):
+        layers = "num_layers*2" if spec.bidirectional else "num_layers"
+        last = "proj_size" if size != spec.hidden_size else "hidden_size"
+        middle = "" if unbatched else f"B={batch}, "
+        expected = f"({layers}={spec.num_states}, {middle}{last}={size})"
+        raise ValueError(f"{spec.label}: {name} must have shape {expected}, got {value.shape}")
+    return contiguous(value[:, None] if unbatched else value)
+
+
+def check_integers(label: str, name: str, values: Any, low: int, high: int, bound: str) -> Array:
+    """A list, tuple or array of integers as an int64 vector, each low <= value <= high. ``bound`` names the maximum."""
+    if isinstance(values, (list, tuple)):
+        array = np.empty(len(values), np.int64)
+        for i, value in enumerate(values):
+            try:
+                if isinstance(value, bool):
+                    raise TypeError
+                value = operator.index(value)
+            except TypeError:
+                raise TypeError(f"{label}: {name} must be integers, got {value!r} at index {i}") from None
+            if not low <= value <= high:
+                _out_of_range(label, name, low, bound, value, i)
+            array[i] = value
+        return array
+    values = plain(label, name, values, "a list or an array of integers")
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{label}: {name} must be integers, got dtype {values.dtype}")
+    if values.ndim != 1:
+        raise ValueError(f"{label}: {name} must have one dimension, got shape {values.shape}")
+    bad = (values < low) | (values > high)
+    if bad.any():
+        i = int(bad.argmax())
+        _out_of_range(label, name, low, bound, int(values[i]), i)
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _out_of_range(label: str, name: str, low: int, bound: str, value: int, index: int) -> NoReturn:
+    raise ValueError(f"{label}: {name} must be between {low} and {bound}, got {value} at index {index}")
+
+
+def check_lengths(spec: Spec, lengths: Any, seq_len: int, batch: int, unbatched: bool) -> Array:
+    """int64 (B,), each 0 <= length <= T."""
+    if unbatched:
+        raise ValueError(f"{spec.label}: lengths need a batch, x of shape (B, T, .) or (T, B, .); here x is unbatched")
+    array = check_integers(spec.label, "lengths", lengths, 0, seq_len, f"T={seq_len}")
+    if array.shape != (batch,):
+        raise ValueError(f"{spec.label}: lengths must have shape (B={batch},), got {array.shape}")
+    return array
+
+
+def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> Array:
+    """bool (T, B), C-contiguous."""
+    if spec.bidirectional:
+        raise ValueError(f"{spec.label}: resets cannot be used with bidirectional=True")
+    resets = check_array(spec.label, "resets", resets, np.dtype(np.bool_))
+    axes, text = _leading_axes(seq_len, batch, unbatched, batch_first)
+    if resets.shape != axes:
+        text += "," if unbatched else ""
+        raise ValueError(f"{spec.label}: resets must have shape ({text}), got {resets.shape}")
+    return _time_major(resets, unbatched, batch_first)
+
+
+def gather(spec: Spec, what: str, mapping: Mapping[str, Any]) -> list[Array]:
+    """The entries of a mapping of weights or gradients in ``_core``'s order, each looked at afresh: users may replace
+    them between calls."""
+    dtype = spec.dtype
+    arrays = []
+    for name, shape in spec.shapes:
+        array = mapping.get(name)
+        if type(array) is not _ndarray or array.dtype != dtype or array.shape != shape:
+            _bad_entry(spec, what, mapping, name, shape)
+        flags = array.flags
+        if not (flags.c_contiguous and flags.aligned):
+            _bad_entry(spec, what, mapping, name, shape)
+        arrays.append(array)
+    if len(mapping) != len(arrays):
+        check_names(spec, what, mapping)
+    return arrays
+
+
+def _bad_entry(spec: Spec, what: str, mapping: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NoReturn:
+    check_names(spec, what, mapping)
+    entry = f"{what}[{name!r}]"
+    array = mapping[name]
+    if type(array) is not _ndarray:
+        raise TypeError(f"{spec.label}: {entry} must be a numpy array, got {type(array).__name__}")
+    check_array(spec.label, entry, array, spec.dtype)
+    if array.shape != shape:
+        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {array.shape}")
+    raise ValueError(f"{spec.label}: {entry} must be C-contiguous and aligned, got strides {array.strides}")
+
+
+def check_names(spec: Spec, what: str, mapping: Mapping[str, Any]) -> None:
+    """Exactly this stack's names, no more and no fewer."""
+    expected = {name for name, _ in spec.shapes}
+    missing = [name for name, _ in spec.shapes if name not in mapping]
+    extra = sorted(str(name) for name in mapping if name not in expected)
+    if missing or extra:
+        found = [f"{text} {names}" for text, names in (("missing", missing), ("unexpected", extra)) if names]
+        raise ValueError(f"{spec.label}: {what} must hold this layer's {len(expected)} entries, got {', '.join(found)}")
+
+
+def check_grads(
+    spec: Spec, grads: Mapping[str, Any], weights: Sequence[Array], parameters: Mapping[str, Any]
+) -> list[Array]:
+    """Gradients that backward may add to: writeable, apart from each other, from the weights that it reads and from the
+    parameters of this moment."""
+    arrays = gather(spec, "grads", grads)
+    for array, (name, _) in zip(arrays, spec.shapes, strict=True):
+        if not array.flags.writeable:
+            raise ValueError(f"{spec.label}: grads[{name!r}] must be writeable, got a read-only array")
+    others = [*weights, *(p for p in parameters.values() if isinstance(p, _ndarray))]
+    ids = {id(array) for array in arrays}
+    apart = len(ids) == len(arrays) and ids.isdisjoint(map(id, others))
+    # Arrays that own their data can only overlap by being the same one; the memory of views has to be looked up.
+    if not apart or not all(array.flags.owndata for array in (*arrays, *others)):
+        _check_apart(spec, arrays, others)
+    return arrays
+
+
+def _check_apart(spec: Spec, grads: Sequence[Array], others: Sequence[Array]) -> None:
+    # By address; the others may share memory among themselves, so the furthest end is kept for each kind.
+    names = [f"grads[{name!r}]" for name, _ in spec.shapes] + [""] * len(others)
+    starts = (array.__array_interface__["data"][0] for array in (*grads, *others))
+    spans = zip(starts, (array.nbytes for array in (*grads, *others)), names, strict=True)
+    grad_end, grad_name, other_end = 0, "", 0
+    for start, nbytes, name in sorted(spans):
+        end = start + nbytes
+        if name and start < other_end:
+            raise ValueError(f"{spec.label}: {name} must have memory of its own, got memory of the parameters")
+        if start < grad_end:
+            what = name or "the parameters"
+            raise ValueError(f"{spec.label}: {grad_name} must have memory of its own, got some shared with {what}")
+        if name:
+            grad_end, grad_name = end, name
+        else:
+            other_end = max(other_end, end)
+
+
+def weight_value(spec: Spec, name: str, shape: tuple[int, ...], value: Any) -> Array:
+    """A weight to load, NumPy or torch's, as a new array of the stack's dtype."""
+    entry = f"state_dict[{name!r}]"
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch's, without importing torch
+        value = value.detach().cpu()
+        if value.is_floating_point() and value.element_size() < 4:
+            value = value.float()  # NumPy knows no bfloat16
+        value = value.numpy()
+    value = plain(spec.label, entry, value, "a numpy array or a torch tensor")
+    if value.dtype.kind != "f":
+        raise TypeError(f"{spec.label}: {entry} must be of a floating-point dtype, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {value.shape}")
+    return np.array(value, spec.dtype, order="C")
+
+
+def _kind(value: Any) -> str:
+    return f"an array of shape {value.shape}" if isinstance(value, _ndarray) else type(value).__name__

@@ -1,0 +1,190 @@
+"""Configuration, threads and what an import does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import fastrnn
+import pytest
+from fastrnn import _core, config
+
+
+def test_dicts_say_what_the_core_says():
+    found = fastrnn.show_config(mode="dicts")
+    core = _core.config()
+    assert found["version"] == fastrnn.__version__
+    assert found["isa"] == {
+        "in_use": core["isa"],
+        "compiled": list(core["isa_compiled"]),
+        "available": list(core["isa_available"]),
+    }
+    assert found["isa"]["in_use"] in found["isa"]["available"]
+    assert "portable" in found["isa"]["available"]
+    assert set(found["isa"]["available"]) <= set(found["isa"]["compiled"])
+    assert found["threads"]["count"] == fastrnn.get_num_threads()
+    assert found["cuda"]["built"] is False
+    assert found["cuda"]["missing"][0] == "this fastrnn was built without CUDA"
+    assert found["libraries"]["numpy"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_text_is_printed(capsys):
+    assert fastrnn.show_config() is None
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert list(lines) == [
+        "fastrnn", "system", "compiler", "isa", "threads", "cuda", "driver", "devices", "libraries",
+    ]  # fmt: skip
+    assert fastrnn.__version__ in lines["fastrnn"]
+    assert f"{_core.config()['isa']} (compiled:" in lines["isa"]
+    assert str(fastrnn.get_num_threads()) in lines["threads"]
+    assert "not available: this fastrnn was built without CUDA" in lines["cuda"]
+    assert "numpy" in lines["libraries"]
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match=r"^show_config: mode must be 'text' or 'dicts', got 'json'$"):
+        fastrnn.show_config("json")
+
+
+class FakeFunction:
+    """One of a fake library's functions: writes results into what its arguments point to."""
+
+    def __init__(self, status, *results):
+        self.status, self.results = status, results
+
+    def __call__(self, *args):
+        targets = [a for a in args if hasattr(a, "_obj") or hasattr(a, "raw")]
+        for target, value in zip(targets, self.results, strict=False):
+            if hasattr(target, "raw"):
+                target.value = value
+            else:
+                target._obj.value = value
+        return self.status
+
+
+class FakeLibrary:
+    def __init__(self, **functions):
+        self.__dict__.update(functions)
+
+
+def driver_with(monkeypatch, cuda, nvml):
+    def load(name):
+        library = cuda if "cuda" in name else nvml
+        if library is None:
+            raise OSError(name)
+        return library
+
+    monkeypatch.setattr(config, "_load", load)
+
+
+CUDA = FakeLibrary(cuDriverGetVersion=FakeFunction(0, 12080))
+NVML = FakeLibrary(
+    nvmlInit_v2=FakeFunction(0),
+    nvmlShutdown=FakeFunction(0),
+    nvmlSystemGetDriverVersion=FakeFunction(0, b"570.1"),
+    nvmlDeviceGetCount_v2=FakeFunction(0, 2),
+    nvmlDeviceGetHandleByIndex_v2=FakeFunction(0, 1),
+    nvmlDeviceGetName=FakeFunction(0, b"Some GPU"),
+)
+BROKEN = FakeLibrary(nvmlInit_v2=FakeFunction(9))
+OLD = FakeLibrary(nvmlInit_v2=FakeFunction(0), nvmlShutdown=FakeFunction(0))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvml", "driver", "devices"),
+    [
+        (None, None, None, []),
+        (CUDA, NVML, "570.1 (CUDA 12.8)", ["Some GPU", "Some GPU"]),
+        (CUDA, None, "CUDA 12.8", []),
+        (CUDA, BROKEN, "CUDA 12.8", []),
+        (CUDA, OLD, "CUDA 12.8", []),
+        (FakeLibrary(cuDriverGetVersion=FakeFunction(3)), None, None, []),
+        (FakeLibrary(), None, None, []),
+    ],
+    ids=["none", "both", "no nvml", "broken nvml", "old nvml", "broken driver", "not a driver"],
+)
+def test_the_driver_is_looked_for_and_never_fails(monkeypatch, capsys, cuda, nvml, driver, devices):
+    driver_with(monkeypatch, cuda, nvml)
+    found = fastrnn.show_config(mode="dicts")["cuda"]
+    assert found["driver"] == driver
+    assert found["devices"] == devices
+    missing = ["this fastrnn was built without CUDA"]
+    missing += [] if driver else ["no NVIDIA driver found on this machine"]
+    assert found["missing"] == missing
+    with pytest.raises(RuntimeError) as info:
+        fastrnn.GRU(4, 5, device="cuda")
+    assert str(info.value) == f"gru: device 'cuda' is not available: {'; '.join(missing)}"
+    fastrnn.show_config()
+    assert (driver or "no NVIDIA driver found") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(n, ValueError) for n in (0, -2, 1025, 2**70)] + [(n, TypeError) for n in (True, 1.0, None, "2")],
+)
+def test_number_of_threads_is_checked(n, error):
+    before = fastrnn.get_num_threads()
+    with pytest.raises(error) as info:
+        fastrnn.set_num_threads(n)
+    assert str(info.value) == f"set_num_threads: n must be an integer from 1 to 1024, got {n!r}"
+    assert fastrnn.get_num_threads() == before
+
+
+def test_number_of_threads():
+    before = fastrnn.get_num_threads()
+    try:
+        for n in (1, 3, 1024):
+            fastrnn.set_num_threads(n)
+            assert fastrnn.get_num_threads() == n
+            assert fastrnn.show_config(mode="dicts")["threads"]["count"] == n
+    finally:
+        fastrnn.set_num_threads(before)
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_environment_is_shown():
+    code = "import fastrnn, json; print(json.dumps(fastrnn.show_config('dicts')))"
+    done = python(code, FASTRNN_NUM_THREADS="3", FASTRNN_ISA="portable")
+    found = json.loads(done.stdout)
+    assert found["threads"] == {
+        "count": 3,
+        "environment": {"FASTRNN_ISA": "portable", "FASTRNN_NUM_THREADS": "3"}
+        | {name: os.environ[name] for name in ["OMP_NUM_THREADS"] if name in os.environ},
+    }
+    assert found["isa"]["in_use"] == "portable"
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2 ", "neon"])
+def test_an_isa_that_the_machine_lacks_is_an_error_of_the_import(isa):
+    done = python("import fastrnn", FASTRNN_ISA=isa)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: ")
+    assert "FASTRNN_ISA" in last
+    assert isa in last
+    for name in _core.config()["isa_available"]:
+        assert name in last
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2000"])
+def test_a_wrong_number_of_threads_in_the_environment_is_an_error(value):
+    done = python("import fastrnn; fastrnn.get_num_threads()", FASTRNN_NUM_THREADS=value)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: ")
+    assert "FASTRNN_NUM_THREADS" in last
+    assert value in last
+
+
+def test_importing_does_not_import_optional_libraries():
+    code = "import sys, fastrnn; print([m for m in ('torch', 'rich', 'fastrnn.models') if m in sys.modules])"
+    done = python(code)
+    assert done.stdout.strip() == "[]", done.stderr
