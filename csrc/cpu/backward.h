@@ -127,7 +127,7 @@ class BackwardLayer {
         const int nv = unit_group(u);
         for (int k = 0; k < found; k++) {
           const Rows<T> dh{dhidden(s.offset[t] + source[k].rows.begin), state_width(), 1, 0};
-          gemm(dh, source[k].rows.size(), 1, a.state_size, projection_panel(u), nv,
+          gemm(dh, source[k].rows.size(), 1, a.state_size, {projection_panel(u), nv, nullptr},
                [&](int64_t first, int64_t count, const T* tile) {
                  for (int i = 0; i < nv; i++) {
                    differentiate(t, u + i, source[k], {first, first + count},
@@ -152,7 +152,8 @@ class BackwardLayer {
     for (int64_t i = 0; i < order.n; i++) {
       const int64_t j = order[i];
       const int nv = state_panels.nv(j);
-      gemm(own, s.count[t], units.size(), kHWidth, state_panel(j), nv,
+      const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
+      gemm(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
            [&](int64_t first, int64_t count, const T* tile) {
              for (int64_t r = 0; r < count; r++) {
                for (int v = 0; v < nv; v++) {
@@ -269,12 +270,13 @@ class BackwardLayer {
     for (int64_t j = 0; j < panels.count(); j++) {
       const int nv = panels.nv(j);
       const int64_t column = panels.first_column(j);
-      gemm(transposed, rows, 1, n, columns + panels.offset(j, n), nv, [&](int64_t first, int64_t count, const T* tile) {
-        for (int64_t r = 0; r < count; r++) {
-          add_tile_row(tile + r * nv * w, nv, panels.n - column,
-                       static_cast<T*>(matrix) + (first_row + first + r) * panels.n + column);
-        }
-      });
+      gemm(transposed, rows, 1, n, {columns + panels.offset(j, n), nv, nullptr},
+           [&](int64_t first, int64_t count, const T* tile) {
+             for (int64_t r = 0; r < count; r++) {
+               add_tile_row(tile + r * nv * w, nv, panels.n - column,
+                            static_cast<T*>(matrix) + (first_row + first + r) * panels.n + column);
+             }
+           });
     }
   }
 
@@ -318,19 +320,21 @@ class BackwardLayer {
       const int nv = input_panels.nv(j);
       const Rows<T> from{dgates.at(0, part.begin) + Cell::kXSlot * w, GateBlock<T, kSlots>::kRow, 1,
                          dgates.block_stride()};
+      const T* next = j + 1 < panels ? input_panel(j + 1) : nullptr;
       T* dx = static_cast<T*>(a.dx) + (chunk_row0 + part.begin) * a.x_stride + column;
-      gemm(from, part.size(), blocks, kXWidth, input_panel(j), nv, [&](int64_t first, int64_t count, const T* tile) {
-        for (int64_t r = 0; r < count; r++) {
-          T* out = dx + (first + r) * a.x_stride;
-          if (a.add_dx) {
-            add_tile_row(tile + r * nv * w, nv, a.input_size - column, out);
-          } else {
-            for (int v = 0; v < nv; v++) {
-              store_first(out + v * w, load(tile + (r * nv + v) * w), min(w, a.input_size - column - v * w));
-            }
-          }
-        }
-      });
+      gemm(from, part.size(), blocks, kXWidth, {input_panel(j), nv, next},
+           [&](int64_t first, int64_t count, const T* tile) {
+             for (int64_t r = 0; r < count; r++) {
+               T* out = dx + (first + r) * a.x_stride;
+               if (a.add_dx) {
+                 add_tile_row(tile + r * nv * w, nv, a.input_size - column, out);
+               } else {
+                 for (int v = 0; v < nv; v++) {
+                   store_first(out + v * w, load(tile + (r * nv + v) * w), min(w, a.input_size - column - v * w));
+                 }
+               }
+             }
+           });
     }
   }
 

@@ -110,21 +110,23 @@ class ForwardLayer {
     const Rows<T> x{static_cast<const T*>(a.x) + row0 * a.x_stride, a.x_stride, 1, 0};
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
-      gemm(x, rows, 1, a.input_size, x_panel(u), n * Cell::kGates, [&](int64_t first, int64_t count, const T* tile) {
-        for (int i = 0; i < n; i++) {
-          const T* b = bias(u + i);
-          for (int64_t r = 0; r < count; r++) {
-            T* row = gates.at(u + i, first + r);
-            const T* product = tile + (r * n + i) * Cell::kGates * w;
-            FASTRNN_UNROLL
-            for (int slot = 0; slot < kSlots; slot++) {
-              V sum = load(b + slot * w);
-              if (G::from_x(slot)) sum += load(product + (slot - Cell::kXSlot) * w);
-              store(row + slot * w, sum);
-            }
-          }
-        }
-      });
+      const T* next = u + n < units.end ? x_panel(u + n) : nullptr;
+      gemm(x, rows, 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
+           [&](int64_t first, int64_t count, const T* tile) {
+             for (int i = 0; i < n; i++) {
+               const T* b = bias(u + i);
+               for (int64_t r = 0; r < count; r++) {
+                 T* row = gates.at(u + i, first + r);
+                 const T* product = tile + (r * n + i) * Cell::kGates * w;
+                 FASTRNN_UNROLL
+                 for (int slot = 0; slot < kSlots; slot++) {
+                   V sum = load(b + slot * w);
+                   if (G::from_x(slot)) sum += load(product + (slot - Cell::kXSlot) * w);
+                   store(row + slot * w, sum);
+                 }
+               }
+             }
+           });
     }
   }
 
@@ -137,10 +139,11 @@ class ForwardLayer {
     for (int64_t i = 0; i < groups; i++) {
       const int64_t u = units.begin + order[i] * G::kUnits;
       const int n = group_size(u);
+      const T* next = i + 1 < groups ? h_panel(units.begin + order[i + 1] * G::kUnits) : nullptr;
       for (int k = 0; k < found; k++) {
         const Source<T>& from = source[k];
-        gemm(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size, h_panel(u), n * Cell::kGates,
-             [&](int64_t first, int64_t count, const T* tile) {
+        gemm(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
+             {h_panel(u), n * Cell::kGates, next}, [&](int64_t first, int64_t count, const T* tile) {
                for (int b = 0; b < n; b++) {
                  for (int64_t r = 0; r < count; r++) {
                    activate(t, u + b, from, first + r, gates.at(u + b, chunk_row + from.rows.begin + first + r),
@@ -182,7 +185,7 @@ class ForwardLayer {
   void project(int64_t t) {
     for (int64_t j = projections.begin; j < projections.end; j++) {
       const int nv = state_panels.nv(j);
-      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size, projection_panel(j), nv,
+      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size, {projection_panel(j), nv, nullptr},
            [&](int64_t first, int64_t count, const T* tile) {
              for (int64_t r = 0; r < count; r++) {
                for (int v = 0; v < nv; v++) {

@@ -30,11 +30,27 @@ struct Rows {
 };
 
 template <class T>
-using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, bool add, T* out);
+struct Panel {
+  const T* data;  // [k][nv][width]
+  int nv;
+  const T* next;  // the panel of this size to be used after it, or null: fetched into cache meanwhile
+};
+
+// What a tile fetches: a line for every k, or with few rows, where the panel goes by too fast, one for every vector.
+struct Ahead {
+  const char* line;
+  int64_t step;  // 0: nothing to fetch
+};
+constexpr int64_t kLine = 64;
+constexpr bool fetches_whole_panel(int rows) { return rows < 4; }
+
+template <class T>
+using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, bool add,
+                              Ahead ahead, T* out);
 
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
-                                         bool add, T* out) {
+                                         bool add, Ahead ahead, T* out) {
   constexpr int w = kWidth<T>;
   // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
@@ -54,6 +70,10 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
     for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * a.row_stride;
     const auto accumulate = [&](int s, int64_t at) __attribute__((always_inline)) {
       Vec<T> column[kVectors];
+      constexpr int lines = fetches_whole_panel(kRows) ? kVectors * kVectorBytes / kLine : 1;
+      FASTRNN_UNROLL
+      for (int i = 0; i < lines; i++) __builtin_prefetch(ahead.line + i * kLine, 0, 2);
+      ahead.line += ahead.step;
       FASTRNN_UNROLL
       for (int v = 0; v < kVectors; v++) column[v] = load(panel + (s * kVectors + v) * w);
       FASTRNN_UNROLL
@@ -122,37 +142,37 @@ struct alignas(64) TileBuffer {
 // One chain of additions is no longer than this: rounding errors grow with its length.
 constexpr int64_t kChain = 256;
 
-// A tile summed in chains.
-template <class T>
-FASTRNN_INLINE void multiply(TileFunction<T> tile, const Rows<T>& a, int64_t blocks, int64_t k_per_block,
-                             const T* panel, int nv, T* out) {
-  const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = (k_per_block + pieces - 1) / pieces;
-  const int64_t b_step = max(1, kChain / k_per_block);
-  for (int64_t b = 0; b < blocks; b += b_step) {
-    const int64_t nb = min(b_step, blocks - b);
-    for (int64_t k = 0; k < k_per_block; k += k_step) {
-      const int64_t nk = min(k_step, k_per_block - k);
-      tile({a.data + b * a.block_stride + k * a.k_stride, a.row_stride, a.k_stride, a.block_stride}, nb, nk, panel,
-           b + k > 0, out);
-      panel += nb * nk * nv * kWidth<T>;
-    }
-  }
-}
-
-// Multiplies `rows` rows (any number) by one panel of nv vectors, tile by tile:
+// Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
 template <class T, class Epilogue>
-FASTRNN_INLINE void gemm(Rows<T> a, int64_t rows, int64_t blocks, int64_t k_per_block, const T* panel, int nv,
+FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
                          Epilogue&& epilogue) {
-  TileBuffer<T> tile;
+  constexpr int w = kWidth<T>;
+  const int nv = panel.nv;
+  const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = (k_per_block + pieces - 1) / pieces;
+  const int64_t b_step = max(1, kChain / k_per_block);
   const int64_t tiles = (rows + max_rows(nv) - 1) / max_rows(nv);
+  const char *next = reinterpret_cast<const char*>(panel.next),
+             *next_end = next + blocks * k_per_block * nv * kVectorBytes;
+  TileBuffer<T> tile;
   int64_t first = 0;
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t n = (rows - first + tiles - i - 1) / (tiles - i);  // even tiles: 20 rows are 4 x 5, not 3 x 6 + 2
-    multiply(
-        kTiles<T>[nv][n], { a.data + first *a.row_stride, a.row_stride, a.k_stride, a.block_stride }, blocks,
-        k_per_block, panel, nv, tile.data);
-    epilogue(first, n, tile.data);
+    const TileFunction<T> multiply = kTiles<T>[nv][n];
+    const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
+    const T* columns = panel.data;
+    for (int64_t b = 0; b < blocks; b += b_step) {
+      const int64_t nb = min(b_step, blocks - b);
+      for (int64_t k = 0; k < k_per_block; k += k_step) {
+        const int64_t nk = min(k_step, k_per_block - k);
+        const T* from = a.data + first * a.row_stride + b * a.block_stride + k * a.k_stride;
+        const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
+        multiply({from, a.row_stride, a.k_stride, a.block_stride}, nb, nk, columns, b + k > 0, ahead, tile.data);
+        columns += nb * nk * nv * w;
+        if (step) next += nb * nk * step;
+      }
+    }
+    epilogue(first, n, static_cast<const T*>(tile.data));
     first += n;
   }
 }
