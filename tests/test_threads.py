@@ -1,0 +1,263 @@
+"""Thread counts, concurrent calls and fork: the results never depend on who else is running."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import helpers
+import numpy as np
+import pytest
+from helpers import ISAS, Case, kernels
+
+import fastrnn
+from fastrnn import functional, reference
+
+CELLS = tuple(reference.CELLS)
+
+# Large enough that the kernels think more than one thread worth its while.
+SHAPES = [
+    {"T": 12, "B": 16, "I": 96, "H": 160},
+    {"T": 9, "B": 33, "I": 40, "H": 130, "num_layers": 2, "bidirectional": True, "lengths": True, "dropout": 0.3},
+    {"T": 9, "B": 24, "I": 200, "H": 131, "num_layers": 2, "resets": True, "lengths": True},
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("options", SHAPES, ids=["plain", "bidirectional", "resets"])
+def test_any_number_of_threads_gives_the_result_and_each_its_bits(isa, cell, options):
+    case = Case(cell, "float32", **options)
+    data, expected, allowed = helpers.drawn(case)
+    for threads in (1, 2, 3, 4):
+        with kernels(isa, threads):
+            first = helpers.run(functional, case, data)
+            helpers.assert_within(first, expected, allowed)
+            helpers.assert_same_bits(helpers.run(functional, case, data), first)
+
+
+def test_a_projection_on_any_number_of_threads():
+    case = Case("lstm", "float32", T=9, B=16, I=50, H=130, proj_size=70, num_layers=2, lengths=True)
+    data, expected, allowed = helpers.drawn(case)
+    for isa in ISAS:
+        for threads in (1, 2, 3, 4):
+            with kernels(isa, threads):
+                first = helpers.run(functional, case, data)
+                helpers.assert_within(first, expected, allowed)
+                helpers.assert_same_bits(helpers.run(functional, case, data), first)
+
+
+def test_the_number_of_threads_is_told_and_checked():
+    before = fastrnn.get_num_threads()
+    assert before >= 1
+    try:
+        fastrnn.set_num_threads(3)
+        assert fastrnn.get_num_threads() == 3
+        for wrong in (0, -1):
+            with pytest.raises(ValueError, match="set_num_threads"):
+                fastrnn.set_num_threads(wrong)
+        with pytest.raises(TypeError, match="set_num_threads"):
+            fastrnn.set_num_threads(1.5)
+        assert fastrnn.get_num_threads() == 3
+    finally:
+        fastrnn.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many Python threads
+# ---------------------------------------------------------------------------------------------------------------------
+
+BUSY = Case("lstm", "float32", T=6, B=8, I=64, H=128, num_layers=2)
+
+
+def train_once(layer, case, data):
+    """Everything but the gradients of the weights."""
+    y, state, tape = layer.forward(data.x, helpers.as_state(data.state))
+    dx, dstate = layer.backward(tape, data.dy, helpers.as_state(data.dstate))
+    return {"y": y, "dx": dx, **helpers.named_state(state, "", "_n"), **helpers.named_state(dstate, "d", "_0")}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_python_threads_on_different_layers_get_the_serial_bits(threads):
+    cases = [replace(BUSY, cell=CELLS[i % len(CELLS)], B=3 + i) for i in range(6)]
+    data = [helpers.draw(case, i) for i, case in enumerate(cases)]
+    with kernels(ISAS[0], threads), ThreadPoolExecutor(6) as pool:
+        expected = [helpers.run(functional, case, d) for case, d in zip(cases, data, strict=True)]
+
+        def work(i):
+            for _ in range(15):
+                helpers.assert_same_bits(helpers.run(functional, cases[i], data[i]), expected[i])
+
+        list(pool.map(work, range(6)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_python_threads_on_one_layer_get_the_serial_bits(threads):
+    data = [helpers.draw(BUSY, i) for i in range(4)]
+    rounds = 10
+    with kernels(ISAS[0], threads), ThreadPoolExecutor(4) as pool:
+        layer = helpers.layer_of(BUSY, data[0])
+        expected = [train_once(layer, BUSY, d) for d in data]
+        once = {name: grad.copy() for name, grad in layer.grads.items()}
+        layer.zero_grad()
+
+        def work(i):
+            for _ in range(rounds):
+                helpers.assert_same_bits(train_once(layer, BUSY, data[i]), expected[i])
+                y, _ = layer(data[i].x, helpers.as_state(data[i].state))
+                assert y.tobytes() == expected[i]["y"].tobytes()
+
+        list(pool.map(work, range(4)))
+    for name, grad in layer.grads.items():  # no addition was lost; their order is free
+        allowed = rounds * len(data) * float(np.finfo(np.float32).eps) * helpers.largest(grad)
+        np.testing.assert_allclose(grad, rounds * once[name], rtol=0, atol=allowed)
+
+
+def test_one_tape_serves_backwards_from_several_threads():
+    data = helpers.draw(BUSY)
+    with kernels(ISAS[0], 2), ThreadPoolExecutor(4) as pool:
+        _, tape = helpers.run_forward(functional, BUSY, data)
+        expected = helpers.run_backward(functional, data, tape, retain=True)
+        results = pool.map(lambda _: helpers.run_backward(functional, data, tape, retain=True), range(12))
+        for got in results:
+            helpers.assert_same_bits(got, expected)
+
+
+def test_other_python_threads_run_during_a_call():
+    case = Case("lstm", "float32", T=200, B=32, I=128, H=256)
+    data = helpers.draw(case)
+    span = []
+
+    def work():
+        functional.forward("lstm", data.x, data.weights)
+        start = time.perf_counter()
+        functional.forward("lstm", data.x, data.weights)
+        span.extend([start, time.perf_counter()])
+
+    thread = threading.Thread(target=work)
+    ticks = []
+    with kernels(ISAS[0], 1):
+        thread.start()
+        while thread.is_alive():
+            ticks.append(time.perf_counter())
+            time.sleep(1e-4)
+        thread.join()
+    start, end = span
+    margin = (end - start) / 10
+    assert sum(start + margin < tick < end - margin for tick in ticks) >= 3
+
+
+def test_results_do_not_depend_on_load():
+    case = Case("gru", "float32", **SHAPES[1])
+    data = helpers.draw(case)
+    stop = threading.Event()
+    loads = [threading.Thread(target=burn, args=(stop,)) for _ in range(3)]
+    with kernels(ISAS[0], 2):
+        expected = helpers.run(functional, case, data)
+        try:
+            for thread in loads:
+                thread.start()
+            for _ in range(20):
+                helpers.assert_same_bits(helpers.run(functional, case, data), expected)
+        finally:
+            stop.set()
+            for thread in loads:
+                thread.join()
+
+
+def burn(stop):
+    """Keeps a core busy outside the GIL, mostly."""
+    a = np.ones((300, 300))
+    while not stop.is_set():
+        a = np.tanh(a @ a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fork
+# ---------------------------------------------------------------------------------------------------------------------
+
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+def in_child(work, seconds=60):
+    """Runs work in a forked child; fails where it raises, crashes or hangs."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(seconds)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, f"the child ended with {os.waitstatus_to_exitcode(status)}"
+
+
+@fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_forked_child_gets_the_bits_of_its_parent(threads):
+    case = Case("lstm", "float32", **SHAPES[0])
+    data = helpers.draw(case)
+    with kernels(ISAS[0], threads):
+        expected = helpers.run(functional, case, data)
+
+        def work():
+            for _ in range(3):
+                helpers.assert_same_bits(helpers.run(functional, case, data), expected)
+
+        in_child(work)
+        in_child(lambda: in_child(work))
+        work()
+
+
+@fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_other_threads_compute():
+    data = helpers.draw(BUSY)
+    stop = threading.Event()
+    with kernels(ISAS[0], 2):
+        expected = helpers.run(functional, BUSY, data)
+
+        def compute():
+            while not stop.is_set():
+                helpers.run(functional, BUSY, data)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        try:
+            for _ in range(5):
+                in_child(lambda: helpers.assert_same_bits(helpers.run(functional, BUSY, data), expected))
+        finally:
+            stop.set()
+            thread.join()
+
+
+@fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_tape_and_a_stream_survive_fork():
+    case = Case("gru", "float32", **SHAPES[0])
+    data = helpers.draw(case)
+    with kernels(ISAS[0], 2):
+        _, tape = helpers.run_forward(functional, case, data)
+        stream = helpers.layer_of(case, data).stream(case.B)
+        stream.step(data.x[0])
+        state = stream.state
+        gradients = helpers.run_backward(functional, data, tape, retain=True)
+        y = stream.step(data.x[1])
+
+        def work():
+            helpers.assert_same_bits(helpers.run_backward(functional, data, tape, retain=True), gradients)
+            stream.state = state
+            np.testing.assert_array_equal(stream.step(data.x[1]), y)
+
+        in_child(work)
+        work()
