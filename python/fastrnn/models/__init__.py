@@ -1,0 +1,6 @@
+"""Models built on the recurrent layers."""
+
+from .language_model import LanguageModel
+from .vocabulary import CharVocabulary
+
+__all__ = ["CharVocabulary", "LanguageModel"]

@@ -1,0 +1,101 @@
+"""Telling how a long run is doing, on standard error: a bar by rich where it is installed, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What a training run calls. Any object with these methods may be given as ``progress``."""
+
+    def start(self, total: int, title: str) -> None: ...
+    def update(self, done: int, figures: str) -> None: ...
+    def message(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, total: int, title: str) -> None:
+        pass
+
+    def update(self, done: int, figures: str) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    """A line every few seconds, and one for each message."""
+
+    def __init__(self, interval: float = 5.0) -> None:
+        self._interval = interval
+
+    def start(self, total: int, title: str) -> None:
+        self._total, self._title = total, title
+        self._last = time.monotonic()
+
+    def update(self, done: int, figures: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._interval:
+            self._last = now
+            self.message(f"{self._title}: {done}/{self._total} ({done / max(self._total, 1):.0%})  {figures}")
+
+    def message(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """A bar with the time left, by rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.percentage:>3.0f}%"))
+        figures = TextColumn("{task.fields[figures]}", markup=False)
+        console = Console(stderr=True)
+        self._bar = RichProgress(*columns, figures, TimeRemainingColumn(), console=console, refresh_per_second=4)
+
+    def start(self, total: int, title: str) -> None:
+        self._task = self._bar.add_task(title, total=total, figures="")
+        self._bar.start()
+
+    def update(self, done: int, figures: str) -> None:
+        self._bar.update(self._task, completed=done, figures=figures)
+
+    def message(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def reporter(where: str, progress: Any) -> Progress:
+    """The reporter for a ``progress`` argument: True, False (or None), or an object with the methods of Progress."""
+    if progress is None or progress is False:
+        return Silent()
+    if progress is True:
+        # A bar redraws its line: only a terminal shows that as intended.
+        if sys.stderr is not None and sys.stderr.isatty():
+            try:
+                return Bar()
+            except ImportError:
+                pass
+        return Lines() if sys.stderr is not None else Silent()
+    if not all(callable(getattr(progress, name, None)) for name in ("start", "update", "message", "close")):
+        raise TypeError(
+            f"{where}: progress must be True, False or an object with start, update, message, close, got {progress!r}"
+        )
+    return progress

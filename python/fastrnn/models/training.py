@@ -1,0 +1,311 @@
+"""Training a language model: contiguous streams, truncated backpropagation through time, exact resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import check_choice, check_probability, check_real, check_size
+from ..optim import SGD, Adam, Optimizer, clip_grad_norm
+from .progress import Progress, reporter
+
+if TYPE_CHECKING:
+    from .language_model import LanguageModel
+
+_DEFAULT_LR = {"adam": 2e-3, "sgd": 1.0}
+_SCHEDULES = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How each step is taken. A resumed run must have the same ones."""
+
+    batch_size: int
+    bptt: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip: float | None
+    schedule: str
+    warmup: int
+
+    @classmethod
+    def checked(
+        cls,
+        where: str,
+        batch_size: Any,
+        bptt: Any,
+        optimizer: Any,
+        lr: Any,
+        momentum: Any,
+        weight_decay: Any,
+        clip: Any,
+        schedule: Any,
+        warmup: Any,
+    ) -> Options:
+        check_choice(where, "optimizer", optimizer, _DEFAULT_LR)
+        options = cls(
+            batch_size=check_size(where, "batch_size", batch_size),
+            bptt=check_size(where, "bptt", bptt),
+            optimizer=optimizer,
+            lr=check_real(where, "lr", _DEFAULT_LR[optimizer] if lr is None else lr, above=True),
+            momentum=check_probability(where, "momentum", momentum),
+            weight_decay=check_real(where, "weight_decay", weight_decay),
+            clip=None if clip is None else check_real(where, "clip", clip, above=True),
+            schedule=check_choice(where, "schedule", schedule, _SCHEDULES),
+            warmup=check_size(where, "warmup", warmup, low=0),
+        )
+        if options.momentum > 0.0 and optimizer != "sgd":
+            raise ValueError(f"{where}: momentum is for optimizer='sgd', got optimizer={optimizer!r}")
+        return options
+
+    def make_optimizer(self, params: list[dict[str, np.ndarray]]) -> Optimizer:
+        if self.optimizer == "sgd":
+            return SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return Adam(params, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass
+class State:
+    """A training run between two steps: JSON data and arrays, all copies."""
+
+    data: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def streams(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (T, B) of ``batch_size`` contiguous streams; column b is one piece of the text."""
+    length = (len(ids) - 1) // batch_size
+    used = length * batch_size
+
+    def columns(first: int) -> np.ndarray:
+        return np.ascontiguousarray(ids[first : first + used].reshape(batch_size, length).T)
+
+    return columns(0), columns(1)
+
+
+class Trainer:
+    """Takes the steps of a run over one text and knows where it stands."""
+
+    def __init__(self, model: LanguageModel, ids: np.ndarray, options: Options, epochs: int) -> None:
+        self.model, self.options, self.epochs = model, options, epochs
+        self.inputs, self.targets = streams(ids, options.batch_size)
+        self.steps_per_epoch = -(-len(self.inputs) // options.bptt)
+        self.optimizer = options.make_optimizer(model.parameters)
+        self.rng = np.random.default_rng(model._seeds["training"])
+        self.epoch = 0  # finished epochs
+        self.position = 0  # time step of the streams
+        self.steps = 0
+        self._state: Any = None
+        self._text = [len(ids), zlib.crc32(ids.tobytes())]
+        self._start_sums()
+
+    def _start_sums(self) -> None:
+        self.nats, self.tokens, self.clipped, self.epoch_steps, self.seconds = 0.0, 0, 0, 0, 0.0
+
+    @property
+    def done(self) -> float:
+        """The share of all steps that is behind."""
+        return self.steps / (self.steps_per_epoch * self.epochs)
+
+    def step(self, done: float) -> bool:
+        """One step at the learning rate of ``done`` (0..1, share of the run behind); True when it ended an epoch."""
+        begun = time.perf_counter()
+        part = slice(self.position, self.position + self.options.bptt)
+        inputs, targets = self.inputs[part], self.targets[part]
+        model = self.model
+        model.zero_grad()
+        limit = math.inf if self.options.clip is None else self.options.clip
+        with np.errstate(all="ignore"):  # what is not finite is an error below
+            loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng)
+            norm = clip_grad_norm(model.grads, limit)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"LanguageModel.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and gradient norm "
+                f"{norm}; the weights are those before it: try a lower lr (now {self.lr(done):g}) "
+                f"or clip (now {self.options.clip})"
+            )
+        self.optimizer.lr = self.lr(done)
+        self.optimizer.step(model.grads)
+        self._state = state
+        self.steps += 1
+        self.epoch_steps += 1
+        self.nats += loss * targets.size
+        self.tokens += targets.size
+        self.clipped += norm > limit
+        self.position += self.options.bptt
+        self.seconds += time.perf_counter() - begun
+        if self.position < len(self.inputs):
+            return False
+        self.position, self._state = 0, None
+        self.epoch += 1
+        return True
+
+    def lr(self, done: float) -> float:
+        options = self.options
+        rise = min(1.0, (self.steps + 1) / options.warmup) if options.warmup else 1.0
+        return options.lr * rise * _SCHEDULES[options.schedule](done)
+
+    def record(self) -> dict[str, Any]:
+        """The figures since the last epoch began."""
+        loss = self.nats / self.tokens
+        return {
+            "epoch": self.epoch if self.position == 0 else self.epoch + 1,
+            "steps": self.steps,
+            "lr": self.optimizer.lr,
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "clipped": self.clipped / self.epoch_steps,
+            "tokens_per_second": self.tokens / self.seconds,
+            "seconds": self.seconds,
+        }
+
+    def state(self) -> State:
+        optimizer = self.optimizer.state_dict()
+        arrays = {f"optimizer.{name}": array for name, array in optimizer.pop("state").items()}
+        if self._state is not None:
+            parts = self._state if isinstance(self._state, tuple) else (self._state,)
+            arrays |= {f"state.{i}": np.array(part) for i, part in enumerate(parts)}
+        data = {
+            "options": asdict(self.options),
+            "epochs": self.epochs,
+            "text": self._text,
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "rng": self.rng.bit_generator.state,
+            "optimizer": optimizer,
+        }
+        return State(data, arrays)
+
+    def restore(self, where: str, state: State) -> None:
+        """Continue from a ``state()``; a ValueError when it is of another run or damaged."""
+        data, arrays = state.data, state.arrays
+        try:
+            difference = self._difference(data)
+            if difference is None:
+                optimizer = {name[10:]: array for name, array in arrays.items() if name.startswith("optimizer.")}
+                carried = [arrays[f"state.{i}"] for i in range(len(arrays) - len(optimizer))]
+                progress = {name: kind(data["progress"][name]) for name, kind in _PROGRESS.items()}
+                self.rng.bit_generator.state = data["rng"]
+                self.optimizer.load_state_dict({**data["optimizer"], "state": optimizer})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{where}: the training state is damaged: {error!r}") from None
+        if difference is not None:
+            raise ValueError(f"{where}: resume needs {difference}")
+        for name, value in progress.items():
+            setattr(self, name, value)
+        self._state = None if not carried else carried[0] if len(carried) == 1 else tuple(carried)
+
+    def _difference(self, data: Mapping[str, Any]) -> str | None:
+        """What the run of a ``state()`` had that this one has not."""
+        tokens = data["text"][0]
+        if data["text"] != self._text:
+            return f"the same train text: {tokens} tokens, got {self._text[0]}"
+        for name, value in asdict(self.options).items():
+            if data["options"][name] != value:
+                return f"the same {name}={data['options'][name]!r}, got {value!r}"
+        if self.options.schedule != "constant" and data["epochs"] != self.epochs:
+            return f"the same epochs={data['epochs']} with schedule={self.options.schedule!r}, got {self.epochs}"
+        return None
+
+
+_PROGRESS = {
+    "epoch": int,
+    "position": int,
+    "steps": int,
+    "nats": float,
+    "tokens": int,
+    "clipped": int,
+    "epoch_steps": int,
+    "seconds": float,
+}
+
+
+def checked_history(history: Any) -> list[dict[str, Any]]:
+    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+        raise ValueError("history must be a list of records")
+    return history
+
+
+def fit(
+    model: LanguageModel,
+    train: str,
+    valid: str | None,
+    options: Options,
+    *,
+    epochs: int,
+    seconds: float | None,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Any,
+) -> list[dict[str, Any]]:
+    """The run behind ``LanguageModel.fit``, which checks the arguments and explains them."""
+    where = "LanguageModel.fit"
+    report = reporter(where, progress)
+    trainer = Trainer(model, model._built("fit").encode(train), options, epochs)
+    if model._training is not None:
+        trainer.restore(where, model._training)
+    else:
+        model.history = []
+    if trainer.epoch >= epochs:
+        return model.history
+    begun = time.monotonic()
+    report.start(trainer.steps_per_epoch * epochs, "training")
+    try:
+        out_of_time = False
+        while trainer.epoch < epochs and not out_of_time:
+            spent = 0.0 if seconds is None else (time.monotonic() - begun) / seconds
+            done = max(trainer.done, spent)
+            ended = trainer.step(done)
+            out_of_time = seconds is not None and time.monotonic() - begun >= seconds
+            report.update(round(max(trainer.done, spent) * trainer.steps_per_epoch * epochs), _figures(trainer))
+            if ended or out_of_time:
+                _end_epoch(model, trainer, valid, checkpoint, report, ended)
+    finally:
+        report.close()
+    return model.history
+
+
+def _end_epoch(
+    model: LanguageModel,
+    trainer: Trainer,
+    valid: str | None,
+    checkpoint: str | os.PathLike[str] | None,
+    report: Progress,
+    ended: bool,
+) -> None:
+    record = trainer.record()
+    if valid is not None:
+        result = model.evaluate(valid, batch_size=trainer.options.batch_size)
+        record |= {"valid_loss": result["loss"], "valid_perplexity": result["perplexity"]}
+    model.history.append(record)
+    if ended:
+        trainer._start_sums()
+    model._training = trainer.state()
+    if checkpoint is not None:
+        model.save(checkpoint)
+    figures = (
+        f"epoch {record['epoch']}/{trainer.epochs}: loss {record['loss']:.3f}, perplexity {record['perplexity']:.2f}"
+    )
+    if valid is not None:
+        figures += f", valid {record['valid_perplexity']:.2f}"
+    report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
+
+
+def _figures(trainer: Trainer) -> str:
+    if trainer.tokens == 0:  # at the end of an epoch the sums begin anew
+        return ""
+    record = trainer.record()
+    return (
+        f"loss {record['loss']:.3f}  ppl {record['perplexity']:.2f}  "
+        f"{record['tokens_per_second']:,.0f} tok/s  lr {record['lr']:.1e}"
+    )

@@ -1,0 +1,392 @@
+"""Optimizers and gradient clipping for dicts of NumPy arrays.
+
+Parameters and gradients are one dict or several (a list of dicts), such as ``layer.parameters`` and ``layer.grads``. An
+optimizer keeps the dicts, not the arrays: an entry that is replaced by another array of its shape and dtype takes part
+in the next step. Updates run in place, block by block, so that their temporaries stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .checks import check_flag, check_probability, check_real, check_size
+
+Arrays = Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
+
+_BLOCK = 1 << 14  # elements a block: its few scratch arrays stay within L2
+
+
+def _as_groups(where: str, what: str, arrays: Arrays) -> list[Mapping[str, np.ndarray]]:
+    groups = [arrays] if isinstance(arrays, Mapping) else arrays
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+        raise TypeError(
+            f"{where}: {what} must be a dict of arrays or a list of such dicts, got {type(arrays).__name__}"
+        )
+    return list(groups)
+
+
+def _label(what: str, groups: Sequence[Any], index: int, name: str) -> str:
+    return f"{what}[{name!r}]" if len(groups) == 1 else f"{what}[{index}][{name!r}]"
+
+
+def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{where}: {label} must be a NumPy array, got {type(array).__name__}")
+    if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
+        raise TypeError(f"{where}: {label} must have dtype float32 or float64, got {array.dtype.str}")
+    if written and not array.flags.writeable:
+        raise ValueError(f"{where}: {label} must be writeable, got a read-only array")
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    for start in range(0, size, _BLOCK):
+        yield slice(start, min(start + _BLOCK, size))
+
+
+def _sum_of_squares(arrays: list[np.ndarray], scale: float) -> float:
+    """Sum of (g / scale)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
+    scratch = np.empty(_BLOCK)
+    total = 0.0
+    for array in arrays:
+        flat = array.reshape(-1)
+        for block in _blocks(flat.size):
+            part = scratch[: block.stop - block.start]
+            np.divide(flat[block], scale, out=part, dtype=np.float64)
+            np.multiply(part, part, out=part)
+            total += float(part.sum())
+    return total
+
+
+def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
+    """Scale all gradients together so that their global norm is at most ``max_norm``; return the norm before.
+
+    ``norm = sqrt(sum g^2)`` over every array of every dict; where it exceeds ``max_norm`` each array is multiplied in
+    place by ``max_norm / (norm + 1e-6)``, as ``torch.nn.utils.clip_grad_norm_`` does. The sum is kept in float64: no
+    float32 gradient, however large, overflows it.
+
+    A norm that is not finite is returned and, as in torch, still scales: an infinite norm makes finite entries 0 and
+    infinite ones NaN, a NaN norm makes everything NaN. Test the returned norm (``math.isfinite``) before the
+    optimizer's step.
+
+    Args:
+        grads: a dict of float32 or float64 arrays, or a list of such dicts. No array may appear twice.
+        max_norm: a number >= 0; ``math.inf`` only measures.
+
+    Raises:
+        TypeError: for anything but dicts of float32 and float64 arrays.
+        ValueError: for a negative or NaN ``max_norm``, or a read-only array.
+
+    Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013.
+
+    Example:
+        >>> import numpy as np, fastrnn
+        >>> grads = {"w": np.array([3.0, 4.0])}
+        >>> fastrnn.clip_grad_norm(grads, max_norm=1.0)
+        5.0
+        >>> grads["w"].round(6)
+        array([0.6, 0.8])
+    """
+    where = "clip_grad_norm"
+    if max_norm != math.inf:
+        max_norm = check_real(where, "max_norm", max_norm)
+    groups = _as_groups(where, "grads", grads)
+    arrays = []
+    for index, group in enumerate(groups):
+        for name, array in group.items():
+            _check_array(where, _label("grads", groups, index, name), array, written=True)
+            arrays.append(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = math.sqrt(_sum_of_squares(arrays, 1.0))
+        if norm == math.inf:
+            # Only float64 entries can get here while finite: their squares overflow, so divide by the largest first.
+            largest = max(float(np.abs(array).max()) for array in arrays if array.size)
+            if math.isfinite(largest):
+                norm = largest * math.sqrt(_sum_of_squares(arrays, largest))
+        scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
+        if scale != 1.0:
+            for array in arrays:
+                np.multiply(array, scale, out=array)
+    return norm
+
+
+class Optimizer:
+    """What SGD and Adam share: checking, walking over the blocks, state_dict.
+
+    A subclass names its hyperparameters in ``_options`` and its arrays per parameter in ``_slots``, and updates one
+    block in ``_update``.
+    """
+
+    _name = "optimizer"
+    _options: tuple[str, ...] = ()
+    _slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Arrays, lr: float, weight_decay: float) -> None:
+        self._groups = _as_groups(self._name, "params", params)
+        self.lr = lr
+        self.weight_decay = check_real(self._name, "weight_decay", weight_decay)
+        self._step = 0
+        self._state: list[dict[str, dict[str, np.ndarray]]] = []
+        seen: set[int] = set()
+        for index, group in enumerate(self._groups):
+            for name, param in group.items():
+                label = _label("params", self._groups, index, name)
+                self._check_param(label, param)
+                if id(param) in seen:
+                    raise ValueError(f"{self._name}: {label} is an array that params already hold under another name")
+                seen.add(id(param))
+            self._state.append(
+                {name: {slot: np.zeros_like(param) for slot in self._slots} for name, param in group.items()}
+            )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; may be set between steps."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = check_real(self._name, "lr", value)
+
+    def step(self, grads: Arrays) -> None:
+        """Update every parameter in place; ``grads`` must have the names, shapes and dtypes of the parameters.
+
+        Everything is checked before the first array changes.
+        """
+        work = list(self._pairs(_as_groups(self._name, "grads", grads)))
+        self._step += 1
+        scratch: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
+        for param, grad, slots in work:
+            if param.dtype not in scratch:
+                scratch[param.dtype] = (np.empty(_BLOCK, param.dtype), np.empty(_BLOCK, param.dtype))
+            first, second = scratch[param.dtype]
+            p, g = param.reshape(-1), grad.reshape(-1)
+            flat = {name: slot.reshape(-1) for name, slot in slots.items()}
+            for block in _blocks(p.size):
+                size = block.stop - block.start
+                parts = {name: slot[block] for name, slot in flat.items()}
+                self._update(p[block], g[block], parts, first[:size], second[:size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hyperparameters, step count and, under "state", copies of the arrays ("0.w.exp_avg": of "w" in dict 0)."""
+        state = {key: slot.copy() for key, slot in self._named_slots()}
+        options = {name: getattr(self, name) for name in ("lr", *self._options)}
+        return {"optimizer": self._name, "step": self._step, **options, "state": state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict()``: strict about names, shapes and dtypes, and without effect when it fails."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{self._name}: state must be a dict as state_dict() returns, got {type(state).__name__}")
+        expected = {"optimizer", "step", "lr", *self._options, "state"}
+        if set(state) != expected:
+            raise ValueError(
+                f"{self._name}: state must have the keys {sorted(expected)}, got {sorted(map(str, state))}"
+            )
+        if state["optimizer"] != self._name:
+            raise ValueError(f"{self._name}: state must come from {self._name!r}, got {state['optimizer']!r}")
+        step = check_size(self._name, "state['step']", state["step"], low=0)
+        options = self._checked_options({name: state[name] for name in ("lr", *self._options)})
+        slots, arrays = dict(self._named_slots()), state["state"]
+        if not isinstance(arrays, Mapping) or set(arrays) != set(slots):
+            got = sorted(map(str, arrays)) if isinstance(arrays, Mapping) else type(arrays).__name__
+            raise ValueError(f"{self._name}: state['state'] must have the keys {sorted(slots)}, got {got}")
+        for key, slot in slots.items():
+            _check_array(self._name, f"state['state'][{key!r}]", arrays[key], written=False)
+            self._check_like(f"state['state'][{key!r}]", arrays[key], slot)
+        for key, slot in slots.items():
+            slot[...] = arrays[key]
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._step = step
+
+    def _checked_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The hyperparameters of a state_dict, checked as the constructor checks its arguments."""
+        probe = type(self)({}, **options)
+        if probe._slots != self._slots:  # such as momentum where this optimizer has none
+            raise ValueError(f"{self._name}: state must hold the arrays {self._slots}, got {probe._slots}")
+        return {name: getattr(probe, name) for name in options}
+
+    def _named_slots(self) -> Iterator[tuple[str, np.ndarray]]:
+        for index, group in enumerate(self._state):
+            for name, slots in group.items():
+                for slot, array in slots.items():
+                    yield f"{index}.{name}.{slot}", array
+
+    def _pairs(
+        self, grads: list[Mapping[str, np.ndarray]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        if len(grads) != len(self._groups):
+            raise ValueError(f"{self._name}: grads must be {len(self._groups)} dict(s) as params are, got {len(grads)}")
+        for index, (params, given, state) in enumerate(zip(self._groups, grads, self._state, strict=True)):
+            if set(params) != set(state):
+                raise ValueError(f"{self._name}: params must keep the names {sorted(state)}, got {sorted(params)}")
+            if set(given) != set(state):
+                raise ValueError(f"{self._name}: grads must have the names {sorted(state)}, got {sorted(given)}")
+            for name, slots in state.items():
+                param, grad = params[name], given[name]
+                label = _label("params", grads, index, name)
+                self._check_param(label, param)
+                for slot in slots.values():
+                    self._check_like(label, param, slot)
+                label = _label("grads", grads, index, name)
+                _check_array(self._name, label, grad, written=False)
+                self._check_like(label, grad, param)
+                yield param, grad, slots
+
+    def _check_param(self, label: str, param: Any) -> None:
+        _check_array(self._name, label, param, written=True)
+        if not param.flags.c_contiguous:
+            raise ValueError(f"{self._name}: {label} must be C-contiguous, got strides {param.strides}")
+
+    def _check_like(self, label: str, array: np.ndarray, like: np.ndarray) -> None:
+        if array.shape != like.shape:
+            raise ValueError(f"{self._name}: {label} must have shape {like.shape}, got {array.shape}")
+        if array.dtype != like.dtype:
+            raise TypeError(f"{self._name}: {label} must have dtype {like.dtype}, got {array.dtype}")
+
+    def _update(
+        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
+    ) -> None:
+        raise NotImplementedError
+
+    def _decayed(self, p: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """g + weight_decay * p, in ``out`` unless there is nothing to add."""
+        if self.weight_decay == 0.0:
+            return g
+        np.multiply(p, self.weight_decay, out=out)
+        np.add(out, g, out=out)
+        return out
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` (without dampening).
+
+    ``d = g + weight_decay p``; with momentum ``v = momentum v + d`` and ``d = v`` (``d = d + momentum v`` with
+    ``nesterov``); then ``p = p - lr d``.
+
+    Args:
+        params: a dict of float32 or float64 arrays, or a list of such dicts; updated in place.
+        lr: learning rate >= 0.
+        momentum: in [0, 1].
+        weight_decay: >= 0, an L2 penalty.
+        nesterov: look ahead along the momentum (needs momentum > 0).
+
+    Raises:
+        TypeError, ValueError: naming the argument, for anything else.
+
+    Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013.
+
+    Example:
+        >>> import numpy as np, fastrnn
+        >>> params, grads = {"w": np.ones(2)}, {"w": np.array([1.0, -1.0])}
+        >>> fastrnn.optim.SGD(params, lr=0.5).step(grads)
+        >>> params["w"]
+        array([0.5, 1.5])
+    """
+
+    _name = "sgd"
+    _options = ("momentum", "weight_decay", "nesterov")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        self.momentum = check_probability(self._name, "momentum", momentum)
+        self.nesterov = check_flag(self._name, "nesterov", nesterov)
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError(f"{self._name}: nesterov needs momentum > 0, got {self.momentum}")
+        if self.momentum > 0.0:
+            self._slots = ("momentum_buffer",)
+        super().__init__(params, lr, weight_decay)
+
+    def _update(
+        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
+    ) -> None:
+        d = self._decayed(p, g, first)
+        if self.momentum > 0.0:
+            v = slots["momentum_buffer"]
+            np.multiply(v, self.momentum, out=v)
+            np.add(v, d, out=v)
+            if self.nesterov:
+                np.multiply(v, self.momentum, out=second)
+                d = np.add(second, d, out=second)
+            else:
+                d = v
+        np.multiply(d, self._lr, out=second)
+        np.subtract(p, second, out=p)
+
+
+class Adam(Optimizer):
+    """Adam, as ``torch.optim.Adam``.
+
+    ``g = g + weight_decay p``, ``m = b1 m + (1 - b1) g``, ``v = b2 v + (1 - b2) g^2``, and at step t
+    ``p = p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)``.
+
+    Args:
+        params: a dict of float32 or float64 arrays, or a list of such dicts; updated in place.
+        lr: learning rate >= 0.
+        betas: decay of the two running means, each in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: >= 0, an L2 penalty (added to the gradient, not decoupled).
+
+    Raises:
+        TypeError, ValueError: naming the argument, for anything else.
+
+    Source: Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
+
+    Example:
+        >>> import numpy as np, fastrnn
+        >>> params, grads = {"w": np.zeros(2)}, {"w": np.array([1.0, -3.0])}
+        >>> fastrnn.optim.Adam(params, lr=0.1).step(grads)
+        >>> params["w"].round(6)
+        array([-0.1,  0.1])
+    """
+
+    _name = "adam"
+    _options = ("betas", "eps", "weight_decay")
+    _slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"{self._name}: betas must be a pair of numbers in [0, 1), got {betas!r}")
+        self.betas = tuple(check_probability(self._name, f"betas[{i}]", beta) for i, beta in enumerate(betas))
+        for i, beta in enumerate(self.betas):
+            if beta == 1.0:
+                raise ValueError(f"{self._name}: betas[{i}] must be below 1, got {beta}")
+        self.eps = check_real(self._name, "eps", eps)
+        super().__init__(params, lr, weight_decay)
+
+    def _update(
+        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
+    ) -> None:
+        g = self._decayed(p, g, first)
+        m, v = slots["exp_avg"], slots["exp_avg_sq"]
+        beta_1, beta_2 = self.betas
+        np.multiply(g, 1.0 - beta_1, out=second)
+        np.multiply(m, beta_1, out=m)
+        np.add(m, second, out=m)
+        np.multiply(g, g, out=second)
+        np.multiply(second, 1.0 - beta_2, out=second)
+        np.multiply(v, beta_2, out=v)
+        np.add(v, second, out=v)
+        # p -= step_size * m / (sqrt(v) / sqrt(1 - b2^t) + eps); g may live in first, and is not needed any more.
+        np.sqrt(v, out=first)
+        np.divide(first, math.sqrt(1.0 - beta_2**self._step), out=first)
+        np.add(first, self.eps, out=first)
+        np.divide(m, first, out=first)
+        np.multiply(first, self._lr / (1.0 - beta_1**self._step), out=first)
+        np.subtract(p, first, out=p)

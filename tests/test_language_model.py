@@ -1,0 +1,786 @@
+"""LanguageModel: gradients, learning, carried state, scores, generation, files and every refusal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+
+import fastrnn
+import numpy as np
+import pytest
+from fastrnn.models import CharVocabulary, LanguageModel
+from fastrnn.models import checkpoint as checkpoint_module
+from fastrnn.models import progress as progress_module
+from fastrnn.models.nn import Dropout, Embedding, Linear, cross_entropy, cross_entropy_backward
+from fastrnn.models.sampling import Sampler
+from fastrnn.models.training import Options, Trainer, streams
+
+TEXT = "hello world, how are you? well, well. " * 12
+QUICK = {"batch_size": 4, "bptt": 16, "lr": 0.02, "progress": False}
+
+
+def tiny(**options) -> LanguageModel:
+    return LanguageModel(**{"embedding": 6, "hidden": 12, "seed": 3, **options})
+
+
+@pytest.fixture(scope="module")
+def trained() -> LanguageModel:
+    model = tiny(layers=2, dropout=0.1)
+    model.fit(TEXT, epochs=4, **QUICK)
+    return model
+
+
+def weights_equal(a: LanguageModel, b: LanguageModel) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "lstm"},
+        {"cell": "gru", "layers": 2},
+        {"cell": "rnn"},
+        {"cell": "lstm", "layers": 2, "dropout": 0.3},
+        {"cell": "gru", "tie": True, "embedding": 5, "hidden": 5, "dropout": 0.2},
+    ],
+    ids=str,
+)
+def test_gradients_of_the_whole_model(options):
+    model = LanguageModel(**{"embedding": 4, "hidden": 5, "seed": 1, "dtype": "float64", **options})
+    model.build("abcdef")
+    ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (6, 3)).astype(np.int32)
+    _, state = model.loss_and_grads(ids[:1], ids[1:2], None, np.random.default_rng(4))
+
+    def loss() -> float:
+        return model.loss_and_grads(ids[:-1], ids[1:], state, np.random.default_rng(5))[0]
+
+    model.zero_grad()
+    loss()
+    analytic = [{name: grad.copy() for name, grad in group.items()} for group in model.grads]
+    step, checked = 1e-5, 0
+    for params, grads in zip(model.parameters, analytic, strict=True):
+        for name, param in params.items():
+            for index in np.ndindex(param.shape):
+                kept = param[index]
+                param[index] = kept + step
+                above = loss()
+                param[index] = kept - step
+                below = loss()
+                param[index] = kept
+                assert (above - below) / (2 * step) == pytest.approx(grads[name][index], rel=1e-6, abs=1e-9), name
+                checked += 1
+    assert checked == model.num_parameters
+
+
+def test_gradients_are_added():
+    model = tiny(dtype="float64")
+    model.build(TEXT)
+    ids = model.vocabulary.encode(TEXT[:21]).reshape(7, 3)
+    model.zero_grad()
+    model.loss_and_grads(ids[:-1], ids[1:])
+    once = [grad.copy() for group in model.grads for grad in group.values()]
+    model.loss_and_grads(ids[:-1], ids[1:])
+    for twice, grad in zip((g for group in model.grads for g in group.values()), once, strict=True):
+        np.testing.assert_allclose(twice, 2 * grad, rtol=1e-12, atol=1e-15)
+
+
+def test_tied_weight_is_one_array():
+    model = LanguageModel(embedding=8, hidden=8, tie=True, seed=0)
+    model.build(TEXT)
+    assert model.output.weight is model.embed.parameters["weight"]
+    assert "output.weight" not in model.state_dict()
+    assert "output.bias" in model.state_dict()
+    untied = LanguageModel(embedding=8, hidden=8, seed=0)
+    untied.build(TEXT)
+    assert untied.num_parameters - model.num_parameters == model.output.weight.size
+
+
+def test_layers_alone():
+    rng = np.random.default_rng(0)
+    embedding = Embedding(5, 3, np.dtype("f8"), rng)
+    ids, dy = rng.integers(0, 4, (4, 6)), rng.standard_normal((4, 6, 3))
+    embedding.backward(ids, dy)
+    embedding.backward(np.zeros((0, 6), int), np.zeros((0, 6, 3)))
+    expected = np.zeros((5, 3))
+    np.add.at(expected, ids, dy)
+    np.testing.assert_allclose(embedding.grads["weight"], expected, rtol=1e-13)
+
+    linear = Linear(3, 4, np.dtype("f8"), rng)
+    assert not linear.parameters["bias"].any()
+    assert np.abs(linear.weight).max() <= 0.1
+    linear.parameters["bias"][:] = 1.0
+    x = rng.standard_normal((7, 3))
+    np.testing.assert_allclose(linear.forward(x), x @ linear.weight.T + 1.0)
+
+    x = np.ones((200, 50), "f")
+    y, mask = Dropout(0.25).forward(x, np.random.default_rng(0))
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert abs((y == 0).mean() - 0.25) < 0.02
+    assert np.array_equal(Dropout.backward(mask, x), y)
+    assert Dropout(0.25).forward(x, None) == (x, None)
+    assert Dropout(0.0).forward(x, rng) == (x, None)
+    assert not Dropout(1.0).forward(x, rng)[0].any()
+
+
+def test_cross_entropy_is_stable_and_propagates_nan():
+    logits = np.array([[1e30, 0.0, -1e30], [-5e3, -5e3, -5e3], [0.0, 1.0, 2.0], [np.nan, 0.0, 0.0]], np.float32)
+    nats = cross_entropy(logits, np.array([0, 1, 2, 1]))
+    expected = [0.0, math.log(3), math.log(math.exp(-2) + math.exp(-1) + 1), math.nan]
+    np.testing.assert_allclose(nats, expected, rtol=1e-6)
+    np.testing.assert_allclose(logits[:3].sum(axis=1), 1.0, rtol=1e-6)
+    gradient = cross_entropy_backward(logits[1:2].copy(), np.array([1]), 2.0)
+    np.testing.assert_allclose(gradient, [[2 / 3, -4 / 3, 2 / 3]], rtol=1e-6)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_learns_a_text(cell):
+    model = tiny(cell=cell, hidden=24)
+    model.build(TEXT)
+    before = model.evaluate(TEXT)["perplexity"]
+    history = model.fit(TEXT, TEXT[:100], epochs=25, **QUICK)
+    after = model.evaluate(TEXT)
+    assert before == pytest.approx(len(model.vocabulary), rel=0.1)
+    assert after["perplexity"] < 1.3
+    assert history is model.history
+    assert [record["epoch"] for record in history] == list(range(1, 26))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["valid_perplexity"] < 2
+    assert history[-1]["steps"] == 25 * -(-(len(TEXT) - 1) // 4 // 16)
+    assert 0 <= history[0]["clipped"] <= 1
+    assert history[0]["tokens_per_second"] > 0
+
+
+def test_learns_with_sgd_dropout_and_tied_weights():
+    model = LanguageModel(embedding=24, hidden=24, layers=2, dropout=0.05, tie=True, seed=1)
+    options = QUICK | {"lr": 1.0, "momentum": 0.5, "clip": 0.5}
+    history = model.fit(TEXT, optimizer="sgd", epochs=40, **options)
+    assert history[-1]["perplexity"] < 0.5 * history[0]["perplexity"]
+
+
+def test_one_seed_decides_everything():
+    def run(seed):
+        model = tiny(seed=seed, layers=2, dropout=0.2)
+        model.fit(TEXT, epochs=2, **QUICK)
+        return model, model.generate("he", 30), model.history[-1]["loss"]
+
+    (a, text_a, loss_a), (b, text_b, loss_b), (c, _, loss_c) = run(5), run(5), run(6)
+    assert weights_equal(a, b)
+    assert text_a == text_b
+    assert loss_a == loss_b
+    assert loss_c != loss_a
+    assert not weights_equal(a, c)
+    unseeded = LanguageModel(embedding=6, hidden=12)
+    again = LanguageModel(embedding=6, hidden=12, seed=unseeded.seed)
+    unseeded.build(TEXT), again.build(TEXT)
+    assert weights_equal(unseeded, again)
+
+
+def test_streams_are_contiguous():
+    inputs, targets = streams(np.arange(11), 3)
+    assert inputs.T.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert targets.T.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_state_is_carried_over():
+    model = tiny(dtype="float64", layers=2)
+    model.build(TEXT)
+    inputs, targets = streams(model.vocabulary.encode(TEXT), 4)
+    whole, end = model.loss_and_grads(inputs[:30], targets[:30])
+    state, pieces = None, []
+    for part in (slice(0, 7), slice(7, 8), slice(8, 30)):
+        loss, state = model.loss_and_grads(inputs[part], targets[part], state)
+        pieces.append(loss * (part.stop - part.start) / 30)
+    assert sum(pieces) == pytest.approx(whole, rel=1e-12)
+    for a, b in zip(end, state, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
+    alone, _ = model.loss_and_grads(inputs[8:30], targets[8:30])
+    assert alone != pytest.approx(pieces[-1] * 30 / 22, rel=1e-6)
+
+
+def test_schedules():
+    model = tiny()
+    model.build(TEXT)
+    base = dict(zip(Options.__dataclass_fields__, (4, 16, "adam", 0.1, 0.0, 0.0, 1.0, "constant", 4), strict=True))
+    trainer = Trainer(model, model.vocabulary.encode(TEXT), Options(**base), epochs=2)
+    rates = []
+    for _ in range(6):
+        trainer.step(0.5)
+        rates.append(trainer.optimizer.lr)
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    trainer.options = Options(**base | {"schedule": "cosine", "warmup": 0})
+    assert [trainer.lr(done) for done in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([0.1, 0.05, 0.0, 0.0])
+
+
+def test_stops_when_time_is_up():
+    model = tiny()
+    history = model.fit(TEXT, TEXT, epochs=100_000, seconds=0.2, schedule="cosine", **QUICK)
+    assert history[-1]["steps"] < 100_000
+    assert history[-1]["lr"] < 0.004
+    assert "valid_loss" in history[-1]
+
+
+def test_second_fit_starts_a_new_run_on_the_same_weights():
+    model = tiny()
+    first = model.fit(TEXT, epochs=3, **QUICK)
+    second = model.fit(TEXT, epochs=1, **QUICK)
+    assert len(second) == 1
+    assert second[0]["loss"] < first[0]["loss"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_stops_at_a_loss_that_is_not_finite():
+    model = tiny()
+    with pytest.raises(
+        FloatingPointError, match=r"LanguageModel.fit: step [23] \(epoch 1\) has loss .* try a lower lr"
+    ):
+        model.fit(TEXT, optimizer="sgd", epochs=1, clip=None, **QUICK | {"lr": 1e38})
+    model = tiny()
+    model.build(TEXT)
+    model.recurrent.parameters["weight_hh_l0"][0, 0] = np.nan
+    before = model.state_dict()
+    with pytest.raises(FloatingPointError, match="step 1"):
+        model.fit(TEXT, epochs=1, **QUICK)
+    assert all(np.array_equal(before[name], array, equal_nan=True) for name, array in model.state_dict().items())
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "schedule": "cosine"}])
+def test_resume_is_exact(tmp_path, optimizer):
+    options = QUICK | optimizer
+
+    class Stop:
+        def start(self, total, title):
+            assert total == 32
+
+        def update(self, done, figures):
+            if done == 19:  # in the middle of the third epoch: resumes at its start
+                raise KeyboardInterrupt
+
+        def message(self, text):
+            pass
+
+        def close(self):
+            self.closed = True
+
+    whole = tiny(layers=2, dropout=0.2)
+    expected = whole.fit(TEXT, epochs=4, **options)
+    stopped, stop = tiny(layers=2, dropout=0.2), Stop()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(TEXT, epochs=4, checkpoint=tmp_path, **options | {"progress": stop})
+    assert stop.closed
+    resumed = LanguageModel.load(tmp_path)
+    history = resumed.fit(TEXT, epochs=4, resume=True, **options)
+    assert weights_equal(resumed, whole)
+    assert [record["loss"] for record in history] == [record["loss"] for record in expected]
+    assert resumed.fit(TEXT, epochs=4, resume=True, **options) == history  # nothing is left to do
+
+
+def test_resume_within_an_epoch_is_exact(tmp_path):
+    def trainer(model):
+        options = Options.checked("t", 4, 16, "adam", None, 0.0, 0.0, 1.0, "constant", 0)
+        return Trainer(model, model.vocabulary.encode(TEXT), options, epochs=2)
+
+    for cell in ("lstm", "gru"):
+        model = tiny(cell=cell, layers=2, dropout=0.3)
+        model.build(TEXT)
+        run = trainer(model)
+        for _ in range(5):
+            run.step(0.0)
+        model._training = run.state()
+        model.save(tmp_path)
+        other = LanguageModel.load(tmp_path)
+        resumed = trainer(other)
+        resumed.restore("t", other._training)
+        for _ in range(6):
+            assert run.step(0.0) == resumed.step(0.0)
+        assert weights_equal(model, other)
+        assert run.nats == resumed.nats
+        assert run.epoch == resumed.epoch == 1
+
+
+def test_resume_refuses_another_run(trained, tmp_path):
+    trained.save(tmp_path)
+
+    def resume(text=TEXT, epochs=6, **options):
+        LanguageModel.load(tmp_path).fit(text, epochs=epochs, resume=True, **QUICK | options)
+
+    with pytest.raises(ValueError, match=r"LanguageModel\.fit: resume needs the same lr=0.02, got 0.01"):
+        resume(lr=0.01)
+    with pytest.raises(ValueError, match="resume needs the same batch_size=4, got 5"):
+        resume(batch_size=5)
+    with pytest.raises(ValueError, match=r"resume needs the same train text: 456 tokens, got 456"):
+        resume(text=TEXT[::-1])
+    cosine = tiny()
+    cosine.fit(TEXT, epochs=1, schedule="cosine", **QUICK)
+    with pytest.raises(ValueError, match="resume needs the same epochs=1 with schedule='cosine', got 2"):
+        cosine.fit(TEXT, epochs=2, schedule="cosine", resume=True, **QUICK)
+    trained.save(tmp_path, training=False)
+    with pytest.raises(ValueError, match="resume needs a model with training state"):
+        resume()
+    with pytest.raises(ValueError, match="resume needs a model with training state"):
+        tiny().fit(TEXT, resume=True, **QUICK)
+
+
+# -- use ---------------------------------------------------------------------------------------------------------------
+
+
+def test_score_is_the_log_of_a_distribution(trained):
+    prefix = TEXT[:9]
+    everything = [*trained.vocabulary.symbols, "☃"]  # the last is unknown
+    last = [trained.score(prefix + symbol)[-1] for symbol in everything]
+    assert np.exp(last).sum() == pytest.approx(1.0, rel=1e-5)
+    scores = trained.score(TEXT)
+    assert scores.dtype == np.float64
+    assert scores.shape == (len(TEXT) - 1,)
+    np.testing.assert_allclose(trained.score(TEXT[:50]), scores[:49], rtol=1e-4, atol=1e-5)
+
+
+def test_score_is_the_chain_of_loss_and_grads():
+    model = tiny(dtype="float64", cell="gru")
+    model.build(TEXT)
+    ids = model.vocabulary.encode(TEXT[:40])[:, None]
+    loss, _ = model.loss_and_grads(ids[:-1], ids[1:])
+    assert -model.score(TEXT[:40]).mean() == pytest.approx(loss, rel=1e-12)
+
+
+def test_evaluate(trained):
+    text = TEXT * 3  # longer than a chunk
+    result, scores = trained.evaluate(text), trained.score(text)
+    assert set(result) == {"loss", "perplexity", "tokens", "bits_per_character"}
+    assert result["tokens"] == len(text) - 1
+    assert result["loss"] == pytest.approx(-scores.mean(), rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+    assert result["bits_per_character"] == pytest.approx(result["loss"] / math.log(2))
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(2, 1), (2, 5), (6, 4), (101, 3), (102, 3), (1400, 4)])
+def test_evaluate_in_streams_is_the_pieces_alone(trained, length, batch_size):
+    text = (TEXT * 4)[:length]
+    count = length - 1
+    size = -(-count // min(batch_size, count))
+    pieces = [text[start : start + size + 1] for start in range(0, count, size)]
+    expected = -sum(trained.score(piece).sum() for piece in pieces) / count
+    result = trained.evaluate(text, batch_size=batch_size)
+    assert result["tokens"] == count
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_symbols_are_one_token(trained):
+    assert np.array_equal(trained.score("he☃lo"), trained.score("he☀lo"))
+    assert "\ufffd" not in trained.generate("☃", 200, seed=0, temperature=5.0)
+
+
+def test_generate_by_seed(trained):
+    text = trained.generate("hello", 40, seed=1)
+    assert text == trained.generate("hello", 40, seed=1) != trained.generate("hello", 40, seed=2)
+    assert len(text) == 40
+    assert set(text) <= set(TEXT)
+    assert trained.generate("hello", 40) != trained.generate("hello", 40)
+    assert trained.generate("hello", 0) == ""
+    assert trained.generate(max_new_tokens=5, seed=0) == trained.generate(" ", 5, seed=0)  # no line break: first symbol
+
+
+def test_generate_agrees_with_score(trained):
+    """The packed one-step path chooses what the whole-sequence path finds most probable."""
+    prompt = "hello wor"
+    text = prompt + trained.generate(prompt, 25, temperature=0.0)
+    for end in range(len(prompt), len(text)):
+        best = max(trained.vocabulary.symbols, key=lambda symbol: trained.score(text[:end] + symbol)[-1])
+        assert text[end] == best
+    greedy = text[len(prompt) :]
+    assert greedy == trained.generate(prompt, 25, top_k=1) == trained.generate(prompt, 25, top_p=1e-9)
+    assert greedy == trained.generate(prompt, 25, temperature=1e-6)
+
+
+def test_sampler_cuts_the_distribution():
+    logits = np.log(np.array([0.05, 0.4, 0.25, 0.3, 0.0]), where=[1, 1, 1, 1, 0], out=np.full(5, -np.inf))
+
+    def frequencies(**options):
+        rng, sampler = np.random.default_rng(0), Sampler(**options)
+        return np.bincount([sampler.draw(logits, rng) for _ in range(4000)], minlength=5) / 4000
+
+    close = {"abs": 0.03}
+    assert frequencies() == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
+    assert frequencies(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], **close)
+    assert frequencies(top_k=99) == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
+    assert frequencies(top_p=0.6) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], **close)
+    assert frequencies(top_p=0.72) == pytest.approx([0, 0.4 / 0.95, 0.25 / 0.95, 0.3 / 0.95, 0], **close)
+    assert frequencies(top_p=1.0) == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
+    squared = np.array([0.05, 0.4, 0.25, 0.3, 0]) ** 2
+    assert frequencies(temperature=0.5) == pytest.approx(squared / squared.sum(), **close)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        assert Sampler(temperature=1e-300).draw(logits[:4], np.random.default_rng(0)) == 1
+
+
+# -- vocabulary --------------------------------------------------------------------------------------------------------
+
+
+def test_vocabulary():
+    text = "zebra\n€𝄞\udc80a"
+    vocabulary = CharVocabulary.of_text(text)
+    assert len(vocabulary) == len(set(text)) + 1
+    assert "𝄞" in vocabulary
+    assert "q" not in vocabulary
+    ids = vocabulary.encode(text + "q")
+    assert ids.dtype == np.int32
+    assert ids[-1] == 0
+    assert (ids[:-1] > 0).all()
+    assert vocabulary.decode(ids) == text + "\ufffd"
+    assert vocabulary.encode("").shape == (0,)
+    again = CharVocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    assert again == vocabulary
+    assert again != CharVocabulary("ab")
+    for data in ({}, [], {"level": "word", "symbols": "ab"}, {"level": "char", "symbols": 3}, {"level": "char"}):
+        with pytest.raises(ValueError, match=r"^CharVocabulary: "):
+            CharVocabulary.from_dict(data)
+    for symbols in ("", "ba", "aa", ["ab"], [1]):
+        with pytest.raises(ValueError, match=r"^CharVocabulary: symbols must be"):
+            CharVocabulary(symbols)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_to_the_bit(trained, tmp_path):
+    folder = tmp_path / "new" / "model"
+    trained.save(folder)
+    trained.save(folder)
+    loaded = LanguageModel.load(folder)
+    assert weights_equal(trained, loaded)
+    assert loaded.config == trained.config
+    assert loaded.vocabulary == trained.vocabulary
+    assert loaded.history == trained.history
+    assert np.array_equal(loaded.score(TEXT), trained.score(TEXT))
+    assert loaded.generate("he", 20, seed=1) == trained.generate("he", 20, seed=1)
+    names = sorted(os.listdir(folder))  # one archive of each kind: old ones are gone
+    assert [name.split("-")[0] for name in names] == ["model.json", "training", "weights"]
+    trained.save(folder, training=False)
+    assert len(os.listdir(folder)) == 2
+    with np.load(folder / sorted(os.listdir(folder))[1], allow_pickle=False) as archive:
+        assert set(archive.files) == set(trained.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options", [{"tie": True, "embedding": 12}, {"cell": "gru", "dtype": "float64"}, {"cell": "rnn"}]
+)
+def test_save_and_load_every_kind(tmp_path, options):
+    model = tiny(**options)
+    model.build(TEXT)
+    model.save(tmp_path)
+    assert weights_equal(LanguageModel.load(tmp_path), model)
+
+
+@pytest.mark.parametrize("failing", ["write", "sync", "first rename", "last rename"])
+def test_failed_save_leaves_the_old_model(trained, tmp_path, monkeypatch, failing):
+    old = tiny()
+    old.build(TEXT)
+    old.save(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    full = OSError(28, "No space left on device")
+    calls = []
+
+    def fail(*args):
+        calls.append(args)
+        if failing == "last rename" and not str(args[1]).endswith("model.json"):
+            return real(*args)
+        raise full
+
+    target, name = {"write": (np, "savez"), "sync": (os, "fsync")}.get(failing, (os, "replace"))
+    real = getattr(target, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, lambda *args, **kwargs: fail(*args))
+        with pytest.raises(OSError, match="No space left"):
+            trained.save(tmp_path)
+    assert calls
+    assert weights_equal(LanguageModel.load(tmp_path), old)
+    assert not [entry for entry in os.listdir(tmp_path) if entry.startswith(".")]
+    if failing != "last rename":
+        assert sorted(os.listdir(tmp_path)) == before
+    trained.save(tmp_path)  # removes what the failed one left
+    assert weights_equal(LanguageModel.load(tmp_path), trained)
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def edit(folder, change):
+    path = folder / "model.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def set_at(*keys):
+    *path, last, value = keys
+
+    def change(data):
+        for key in path:
+            data = data[key]
+        data[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_at("format", "other"), "is not a fastrnn.LanguageModel"),
+        (set_at("version", 2), "must have version 1, got 2"),
+        (set_at("files", None), "files is missing"),
+        (set_at("files", "weights", "sha256", "0" * 64), "truncated or changed"),
+        (set_at("files", "weights", "name", "../weights-0123456789ab.npz"), "bad entry for 'weights'"),
+        (set_at("files", "weights", "name", "/etc/passwd"), "bad entry for 'weights'"),
+        (set_at("files", "weights", None), "bad entry for 'weights'"),
+        (lambda data: data["files"].pop("weights"), "state must have the names"),
+        (set_at("config", "hidden", 13), "must have shape"),
+        (set_at("config", "layers", 1), "state must have the names"),
+        (set_at("config", "hidden", 10**15), "is damaged: lstm: "),
+        (set_at("config", "hidden", "12"), "hidden must be an integer"),
+        (set_at("config", "dtype", "float64"), "must be an array of float64, got float32"),
+        (set_at("config", "level", "word"), "level must be 'char', got 'word'"),
+        (set_at("config", "extra", 1), "unexpected keyword argument 'extra'"),
+        (lambda data: data["config"].pop("cell"), "config must have the keys"),
+        (set_at("config", []), "it has no config"),
+        (set_at("vocabulary", "symbols", "abc"), "must have shape"),
+        (set_at("vocabulary", {}), "CharVocabulary: expected"),
+        (set_at("history", 3), "history must be a list"),
+    ],
+)
+def test_load_refuses_a_changed_index(trained, tmp_path, change, message):
+    trained.save(tmp_path)
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        LanguageModel.load(tmp_path)
+    assert str(caught.value).startswith("LanguageModel.load: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["training"].pop("rng"),
+        set_at("training", "rng", {"bit_generator": "MT19937"}),
+        set_at("training", "progress", None),
+        set_at("training", "optimizer", "lr", -1),
+        lambda data: data["files"].pop("training"),
+    ],
+)
+def test_resume_refuses_a_changed_training_state(trained, tmp_path, change):
+    trained.save(tmp_path)
+    edit(tmp_path, change)
+    model = LanguageModel.load(tmp_path)
+    with pytest.raises(ValueError, match=r"^LanguageModel\.fit: the training state is damaged: ") as caught:
+        model.fit(TEXT, epochs=6, resume=True, **QUICK)
+    assert "\n" not in str(caught.value)
+    assert weights_equal(model, trained)
+
+
+def test_load_refuses_damaged_files(trained, tmp_path):
+    def refused(kind, message):
+        with pytest.raises(kind, match=message) as caught:
+            LanguageModel.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    refused(FileNotFoundError, "holds no saved model: model.json is missing")
+    trained.save(tmp_path)
+    (weights,) = tmp_path.glob("weights-*.npz")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    refused(ValueError, "truncated or changed")
+    weights.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    refused(ValueError, "truncated or changed")
+    weights.unlink()
+    refused(FileNotFoundError, "weights-.*npz is missing")
+    for text in ("", "{", "[1]", "\udc80" * 3, "[" * 100_000):
+        (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        refused(ValueError, "model.json is (damaged: not JSON|not a fastrnn.LanguageModel)")
+
+
+def test_load_never_unpickles(tmp_path):
+    model = tiny()
+    model.build(TEXT)
+    bad = np.empty(1, object)
+    bad[0] = os.system
+    data = {"config": model.config, "vocabulary": model.vocabulary.to_dict(), "history": []}
+    checkpoint_module.write(tmp_path, "fastrnn.LanguageModel", data, {"weights": {"embedding.weight": bad}})
+    with pytest.raises(ValueError, match=r"weights-.*npz is damaged"):
+        LanguageModel.load(tmp_path)
+
+
+def test_weights_load_into_torch(trained):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(array) for name, array in trained.state_dict().items()}
+
+    def part(name):
+        return {key.removeprefix(name + "."): value for key, value in state.items() if key.startswith(name + ".")}
+
+    embedding = torch.nn.Embedding(len(trained.vocabulary), trained.embedding)
+    recurrent = torch.nn.LSTM(trained.embedding, trained.hidden, trained.layers)
+    output = torch.nn.Linear(trained.hidden, len(trained.vocabulary))
+    for module, name in ((embedding, "embedding"), (recurrent, "recurrent"), (output, "output")):
+        module.load_state_dict(part(name))
+    ids = torch.from_numpy(trained.vocabulary.encode(TEXT[:60]).astype(np.int64))
+    logits = output(recurrent(embedding(ids[:-1]))[0])
+    expected = -torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    np.testing.assert_allclose(trained.score(TEXT[:60]), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def test_progress_lines(capsys, monkeypatch):
+    lines = progress_module.Lines(interval=0.0)
+    monkeypatch.setattr(progress_module, "Lines", lambda: lines)
+    tiny().fit(TEXT, TEXT, epochs=1, **QUICK | {"progress": True})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "training: 1/8 (12%)" in err
+    assert "epoch 1/1: loss" in err
+    assert "tokens/s" in err
+
+
+def test_progress_bar(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert isinstance(progress_module.reporter("t", True), progress_module.Bar)
+    tiny().fit(TEXT, epochs=1, **QUICK | {"progress": True})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "epoch 1/1: loss" in err
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert isinstance(progress_module.reporter("t", True), progress_module.Lines)
+
+
+def test_progress_refuses():
+    with pytest.raises(TypeError, match="progress must be True, False or an object with start, update, message, close"):
+        tiny().fit(TEXT, **QUICK | {"progress": "yes"})
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"level": "word"}, ValueError, "level must be 'char', got 'word'"),
+        ({"cell": "mgu"}, ValueError, "cell must be one of 'lstm', 'gru', 'rnn', got 'mgu'"),
+        ({"embedding": 0}, ValueError, "embedding must be an integer >= 1, got 0"),
+        ({"hidden": 1.5}, TypeError, "hidden must be an integer >= 1, got 1.5"),
+        ({"layers": True}, TypeError, "layers must be an integer >= 1, got True"),
+        ({"dropout": 1.5}, ValueError, "dropout must be a number between 0 and 1, got 1.5"),
+        ({"dropout": math.nan}, ValueError, "dropout must be a number between 0 and 1, got nan"),
+        ({"tie": 1}, TypeError, "tie must be True or False, got 1"),
+        ({"tie": True}, ValueError, "tie needs embedding == hidden, got embedding=6 and hidden=12"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+        ({"seed": "x"}, TypeError, "seed must be an integer >= 0, got 'x'"),
+        ({"dtype": "float16"}, ValueError, "dtype must be one of 'float32', 'float64', got 'float16'"),
+    ],
+)
+def test_constructor_refuses(options, kind, message):
+    with pytest.raises(kind, match=f"^LanguageModel: {message}"):
+        tiny(**options)
+
+
+def test_constructor_leaves_the_device_to_the_layer():
+    with pytest.raises(RuntimeError, match="device 'cuda' is not available"):
+        tiny(device="cuda")
+    with pytest.raises(ValueError, match="lstm: "):
+        tiny(hidden=10**15)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"train": 3}, TypeError, "train must be a str, got int"),
+        ({"train": "abc"}, ValueError, "train must have at least 5 characters, got 3"),
+        ({"train": ""}, ValueError, "train must have at least 5 characters, got 0"),
+        ({"valid": "a"}, ValueError, "valid must have at least 2 characters, got 1"),
+        ({"epochs": 0}, ValueError, "epochs must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
+        ({"bptt": 2.0}, TypeError, "bptt must be an integer >= 1, got 2.0"),
+        ({"optimizer": "rmsprop"}, ValueError, "optimizer must be one of 'adam', 'sgd', got 'rmsprop'"),
+        ({"lr": 0}, ValueError, "lr must be a finite number > 0, got 0"),
+        ({"lr": math.nan}, ValueError, "lr must be a finite number > 0, got nan"),
+        ({"momentum": 0.9}, ValueError, "momentum is for optimizer='sgd', got optimizer='adam'"),
+        ({"momentum": 2}, ValueError, "momentum must be a number between 0 and 1, got 2"),
+        ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number >= 0, got -1"),
+        ({"clip": 0.0}, ValueError, "clip must be a finite number > 0, got 0.0"),
+        ({"schedule": "step"}, ValueError, "schedule must be one of 'constant', 'cosine', got 'step'"),
+        ({"warmup": -1}, ValueError, "warmup must be an integer >= 0, got -1"),
+        ({"seconds": 0}, ValueError, "seconds must be a finite number > 0, got 0"),
+        ({"resume": 1}, TypeError, "resume must be True or False, got 1"),
+    ],
+)
+def test_fit_refuses(options, kind, message):
+    model = tiny()
+    with pytest.raises(kind, match=f"^LanguageModel.fit: {message}"):
+        model.fit(**{"train": TEXT, **QUICK, **options})
+    assert model.vocabulary is None
+
+
+def test_use_refuses(trained):
+    fresh = tiny()
+    for call in (fresh.evaluate, fresh.score, fresh.generate, fresh.save):
+        with pytest.raises(RuntimeError, match="the model has no vocabulary yet: call fit"):
+            call("text")
+    with pytest.raises(RuntimeError, match="no vocabulary yet"):
+        _ = fresh.num_parameters
+    with pytest.raises(RuntimeError, match="the vocabulary is there already"):
+        trained.build("abc")
+    with pytest.raises(ValueError, match=r"LanguageModel\.build: text must have at least 1 characters, got 0"):
+        fresh.build("")
+    for call, name in ((trained.evaluate, "evaluate"), (trained.score, "score")):
+        with pytest.raises(ValueError, match=f"LanguageModel.{name}: text must have at least 2 characters, got 1"):
+            call("a")
+        with pytest.raises(TypeError, match=f"LanguageModel.{name}: text must be a str, got bytes"):
+            call(b"abc")
+    with pytest.raises(ValueError, match=r"LanguageModel\.evaluate: batch_size must be an integer >= 1, got 0"):
+        trained.evaluate("abc", batch_size=0)
+    for options, kind, message in (
+        ({"prompt": None}, TypeError, "prompt must be a str, got NoneType"),
+        ({"max_new_tokens": -1}, ValueError, "max_new_tokens must be an integer >= 0, got -1"),
+        ({"temperature": -0.1}, ValueError, "temperature must be a finite number >= 0, got -0.1"),
+        ({"top_k": 0}, ValueError, "top_k must be an integer >= 1, got 0"),
+        ({"top_p": 1.1}, ValueError, "top_p must be a number between 0 and 1, got 1.1"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+    ):
+        with pytest.raises(kind, match=f"^LanguageModel.generate: {message}"):
+            trained.generate(**options)
+    ids = np.zeros((2, 2), np.int32)
+    with pytest.raises(ValueError, match=r"LanguageModel\.loss_and_grads: a model with dropout needs rng"):
+        trained.loss_and_grads(ids, ids)
+
+
+def test_load_state_dict_refuses_and_changes_nothing(trained):
+    model = tiny(layers=2)
+    model.build(TEXT)
+    before, state = model.state_dict(), trained.state_dict()
+    for change, kind, message in (
+        (lambda s: s.pop("output.bias"), ValueError, "state must have the names"),
+        (lambda s: s.update({"output.bias": np.zeros(3, "f")}), ValueError, r"state\['output.bias'\] must have shape"),
+        (lambda s: s.update({"output.bias": s["output.bias"].astype("d")}), TypeError, "array of float32, got float64"),
+        (lambda s: s.update({"output.bias": [0]}), TypeError, "array of float32, got list"),
+    ):
+        bad = dict(state)
+        change(bad)
+        with pytest.raises(kind, match=f"^LanguageModel.load_state_dict: .*{message}"):
+            model.load_state_dict(bad)
+    with pytest.raises(TypeError, match="state must be a dict of arrays, got list"):
+        model.load_state_dict([])
+    assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+    model.load_state_dict(state)
+    assert weights_equal(model, trained)
+
+
+def test_is_exported():
+    assert fastrnn.LanguageModel is LanguageModel
+    assert repr(tiny()).startswith("LanguageModel(level='char', cell='lstm', embedding=6, hidden=12")
