@@ -1,6 +1,7 @@
 """Times the layers beside torch.nn on the shapes of the library's tables, with the error beside the speed.
 
     python benchmarks/beside_torch.py [--threads N] [--cell lstm,gru,rnn] [--shape T,B,I,H,L ...] [--json FILE]
+    python benchmarks/beside_torch.py --table FILE      # prints the table of an earlier run
 
 Both sides get the same weights and run in turns in one process, after a warm-up; printed are medians, the spread
 (interquartile range over median), the ratio torch / fastrnn, and the largest difference of any output or gradient over the
@@ -146,8 +147,13 @@ def main() -> None:
     parser.add_argument("--cell", default="lstm,gru,rnn")
     parser.add_argument("--shape", nargs="*", default=[",".join(map(str, s)) for s in SHAPES])
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each measurement")
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="write the results here")
+    parser.add_argument("--table", help="measure nothing; print the table of this JSON")
     args = parser.parse_args()
+    if args.table:
+        with open(args.table) as f:
+            print("\n".join([HEADER, *(row(result) for result in json.load(f)["results"])]))
+        return
     fastrnn.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
     results = []
