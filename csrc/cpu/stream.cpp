@@ -34,13 +34,7 @@ class CpuStream final : public Stream {
       a.y = hidden(l, 1 - current_);
       input = a.y;
     }
-    run_team(
-        threads_,
-        [](void* context, Team& team, int tid) {
-          const CpuStream& stream = *static_cast<const CpuStream*>(context);
-          for (const ForwardArgs& a : stream.layers_) stream.geometry_.cell->forward(a, team, tid);
-        },
-        this);
+    run_layers();
     current_ = 1 - current_;
     std::memcpy(y, input, state_bytes());
   }
@@ -94,6 +88,16 @@ class CpuStream final : public Stream {
   }
 
  private:
+  void run_layers() const {
+    run_team(
+        threads_,
+        [](void* context, Team& team, int tid) {
+          const CpuStream& stream = *static_cast<const CpuStream*>(context);
+          for (const ForwardArgs& a : stream.layers_) stream.geometry_.cell->forward(a, team, tid);
+        },
+        const_cast<CpuStream*>(this));
+  }
+
   bool lstm() const { return problem_.cell == CellType::lstm; }
   static int64_t same(int64_t r) { return r; }
   size_t state_bytes() const { return size_t(batch() * problem_.state_size()) * geometry_.element; }
@@ -134,13 +138,7 @@ class CpuStream final : public Stream {
       a.w_hr_panels = at(panels_.data(), offsets[4 * l + 2]);
       a.bias_panels = at(panels_.data(), offsets[4 * l + 3]);
     }
-    run_team(
-        threads_,
-        [](void* context, Team& team, int tid) {
-          const CpuStream& stream = *static_cast<const CpuStream*>(context);
-          for (const ForwardArgs& a : stream.layers_) stream.geometry_.cell->forward(a, team, tid);
-        },
-        this);
+    run_layers();
     for (ForwardArgs& a : layers_) {
       a.weights = {};
       a.pack = false;
