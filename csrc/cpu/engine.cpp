@@ -30,6 +30,7 @@ struct ForwardPass {
   const ForwardArrays& arrays;
   const Dropout& dropout;
   bool training;
+  bool by_rows;
   void* space = nullptr;      // of spaces
   void* workspace = nullptr;  // of the offsets below
   size_t x = 0, y = 0, dropped = 0, w_ih_panels = 0, w_hh_panels = 0, w_hr_panels = 0, bias_panels = 0;
@@ -65,6 +66,7 @@ struct ForwardPass {
         void* y_rows = !last ? at(space, spaces.outputs[size_t(layer)]) : plan.ragged() ? at(workspace, y) : arrays.y;
         a.y = static_cast<char*>(y_rows) + size_t(direction * problem.state_size()) * geometry.element;
         a.y_stride = width;
+        a.by_rows = by_rows;
         a.training = training;
         a.pack = true;
         a.w_ih_panels = at(workspace, w_ih_panels);
@@ -310,7 +312,10 @@ std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, con
   const int threads = threads_for(problem, geometry, batch.seq_len, batch.batch, max_threads);
 
   const auto run = [&](const Plan& plan, const LayerSpaces& spaces, void* space, Layout layout, size_t reserved) {
-    ForwardPass pass{problem, geometry, plan, spaces, weights, arrays, dropout, training, space};
+    ForwardPass pass{problem, geometry, plan,
+                     spaces,  weights,  arrays,
+                     dropout, training, split_rows(problem, geometry, plan, threads),
+                     space};
     pass.plan_workspace(layout);
     if (memory) memory->note(reserved + layout.size());
     const Buffer buffer = acquire(layout.size(), memory);

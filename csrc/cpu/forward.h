@@ -26,7 +26,8 @@ class ForwardLayer {
         team(team),
         tid(tid),
         blocks((a.hidden_size + w - 1) / w),
-        units(share(blocks, team, tid)),
+        units(a.by_rows ? Range{0, blocks} : share(blocks, team, tid)),
+        batch_rows(a.by_rows ? share(s.batch, team, tid) : Range{0, s.batch}),
         state_panels{a.state_size},
         projections(share(a.projected ? state_panels.count() : 0, team, tid)) {}
 
@@ -42,24 +43,31 @@ class ForwardLayer {
       const auto gates = gate_chunk<T, kSlots>(s, a.gates, blocks, c, a.training);
       const int64_t t0 = s.chunk_step[c];
       input_product(c, gates);
+      if (a.by_rows) team.barrier(tid);  // rows of (t, b) were split otherwise
       const Walk steps{a.reverse, s.chunk_step[c + 1] - t0};
       for (int64_t j = 0; j < steps.n; j++) {
         const int64_t t = t0 + steps[j];
         recurrent_step(t, before, gates, s.offset[t] - s.offset[t0]);
-        team.barrier(tid);
+        if (!a.by_rows) team.barrier(tid);
         if (a.projected) {
           project(t);
           team.barrier(tid);
         }
         before = t;
       }
+      if (a.by_rows) team.barrier(tid);
     }
   }
 
   void pack() {
     const Weights& weights = a.weights;
     const T *w_ih = static_cast<const T*>(weights.w_ih), *w_hh = static_cast<const T*>(weights.w_hh);
-    for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
+    Range packed = units;
+    if (a.by_rows) {
+      const Range groups = share((blocks + G::kUnits - 1) / G::kUnits, team, tid);
+      packed = {groups.begin * G::kUnits, min(groups.end * G::kUnits, blocks)};
+    }
+    for (int64_t u = packed.begin; u < packed.end; u += G::kUnits) {
       const int n = group_size(u);
       for (int v = 0; v < n * Cell::kGates; v++) {
         const int64_t block = u + v / Cell::kGates, unit = block * w, valid = valid_lanes<T>(a.hidden_size, block);
@@ -106,17 +114,18 @@ class ForwardLayer {
   }
 
   void input_product(int64_t c, GateBlock<T, kSlots> gates) {
-    const int64_t row0 = s.offset[s.chunk_step[c]], rows = s.offset[s.chunk_step[c + 1]] - row0;
-    const Rows<T> x{static_cast<const T*>(a.x) + row0 * a.x_stride, a.x_stride, 1, 0};
+    const int64_t row0 = s.offset[s.chunk_step[c]], chunk_rows = s.offset[s.chunk_step[c + 1]] - row0;
+    const Range rows = a.by_rows ? share(chunk_rows, team, tid) : Range{0, chunk_rows};
+    const Rows<T> x{static_cast<const T*>(a.x) + (row0 + rows.begin) * a.x_stride, a.x_stride, 1, 0};
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
       const T* next = u + n < units.end ? x_panel(u + n) : nullptr;
-      gemm(x, rows, 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
+      gemm(x, rows.size(), 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
            [&](int64_t first, int64_t count, const T* tile) {
              for (int i = 0; i < n; i++) {
                const T* b = bias(u + i);
                for (int64_t r = 0; r < count; r++) {
-                 T* row = gates.at(u + i, first + r);
+                 T* row = gates.at(u + i, rows.begin + first + r);
                  const T* product = tile + (r * n + i) * Cell::kGates * w;
                  FASTRNN_UNROLL
                  for (int slot = 0; slot < kSlots; slot++) {
@@ -133,6 +142,7 @@ class ForwardLayer {
   void recurrent_step(int64_t t, int64_t before, GateBlock<T, kSlots> gates, int64_t chunk_row) {
     Source<T> source[2];
     const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, a.training, t, before, source);
+    for (int k = 0; k < found; k++) source[k].keep(batch_rows);
     // Zig-zag: what the last step left in cache is used first.
     const int64_t groups = (units.size() + G::kUnits - 1) / G::kUnits;
     const Walk order{(t & 1) != 0, groups};
@@ -220,6 +230,7 @@ class ForwardLayer {
   const int tid;
   const int64_t blocks;  // of w units
   const Range units;     // of blocks: this thread's
+  const Range batch_rows;
   const ColumnPanels<T> state_panels;
   const Range projections;
 };

@@ -31,6 +31,7 @@ struct Steps {
 struct LayerArgs {
   Steps steps;
   bool reverse;
+  bool by_rows;  // threads split the rows of the batch, not the units
   int64_t input_size, hidden_size, state_size;
   bool projected;
   Weights weights;

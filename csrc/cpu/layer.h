@@ -45,6 +45,15 @@ struct Source {
   const T* h;  // of row rows.begin
   int64_t h_stride;
   int64_t cell_row;  // in the block [cell_rows] of cells, of row rows.begin
+
+  // Leaves only rows within `range`.
+  void keep(Range range) {
+    const int64_t skipped = max(0, min(range.begin, rows.end) - rows.begin);
+    h += skipped * h_stride;
+    cell_row += skipped;
+    rows.begin += skipped;
+    rows.end = max(rows.begin, min(range.end, rows.end));
+  }
 };
 
 // Sources of step t when `before` is the step processed before it (-1: none). Returns how many.

@@ -13,6 +13,8 @@ namespace {
 // should sum enough rows to be worth reading and writing the whole matrix.
 constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 256;
 
+constexpr int64_t kRowsPerThread = 4, kSharedWeightBytes = 768 << 10;
+
 constexpr double kFlopsPerStepAndThread = 3e4, kFlopsPerThread = 2e5;
 
 }  // namespace
@@ -107,6 +109,13 @@ int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_le
   const double worth =
       std::min(step / kFlopsPerStepAndThread, (step + input) * double(seq_len * problem.num_layers) / kFlopsPerThread);
   return int(std::max(1.0, std::min({double(most), double(geometry.blocks), worth})));
+}
+
+bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& plan, int threads) {
+  const int64_t bytes =
+      problem.gates() * geometry.blocks * geometry.width * problem.state_size() * int64_t(geometry.element);
+  return threads > 1 && !plan.ragged() && !problem.proj_size && plan.batch() >= kRowsPerThread * threads &&
+         bytes <= kSharedWeightBytes;
 }
 
 }  // namespace fastrnn

@@ -53,4 +53,8 @@ class Plan {
 // Threads worth using: no more than unit blocks, and enough work a step to pay for meeting.
 int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_len, int64_t batch, int most);
 
+// Whether threads should split the rows of the batch rather than the units: they then meet once a time chunk instead of
+// once a step, but each reads all of W_hh, which must stay in its cache.
+bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& plan, int threads);
+
 }  // namespace fastrnn
