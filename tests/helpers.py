@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import fastrnn
-from fastrnn import _core, reference
+from fastrnn import _core, functional, reference
 
 Arrays = dict[str, np.ndarray]
 
@@ -206,6 +206,12 @@ def run(module: ModuleType, case: Case, data: Data, **kwargs: Any) -> Arrays:
     """Every value and gradient of a case, by name."""
     values, tape = run_forward(module, case, data, **kwargs)
     return values | run_backward(module, data, tape)
+
+
+def run_on(isa: str, case: Case, data: Data) -> Arrays:
+    """`run` with the kernels of an ISA."""
+    with kernels(isa):
+        return run(functional, case, data)
 
 
 def exact(case: Case, data: Data) -> Arrays:

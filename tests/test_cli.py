@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 
-import fastrnn
 import numpy as np
 import pytest
+
+import fastrnn
 from fastrnn import cli, demo, reference
 
 

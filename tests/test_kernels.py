@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import helpers
 import numpy as np
 import pytest
-from helpers import ISAS, Case, covering, kernels
 
+import helpers
 from fastrnn import _core, functional, reference
+from helpers import ISAS, Case, covering, kernels
 
 CELLS = tuple(reference.CELLS)
 DTYPES = ("float32", "float64")
@@ -144,8 +144,7 @@ def test_long_sequences_equal_the_reference(isa, cell, options):
 def test_nothing_to_do_passes_the_state_and_its_gradient(isa, dtype, cell, options, shape):
     case = Case(cell, dtype, num_layers=2, **options, **shape)
     data = helpers.draw(case)
-    with kernels(isa):
-        got = helpers.run(functional, case, data)
+    got = helpers.run_on(isa, case, data)
     helpers.assert_same_bits(got, helpers.run(reference, case, data, dtype=dtype))
 
 
@@ -156,8 +155,7 @@ def test_all_rows_empty(isa, cell):
     data = helpers.draw(case)
     data.lengths[:] = 0
     data.x[:] = data.dy[:] = np.nan
-    with kernels(isa):
-        got = helpers.run(functional, case, data)
+    got = helpers.run_on(isa, case, data)
     helpers.assert_same_bits(got, helpers.run(reference, case, data, dtype="float32"))
 
 

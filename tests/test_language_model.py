@@ -7,9 +7,10 @@ import math
 import os
 import sys
 
-import fastrnn
 import numpy as np
 import pytest
+
+import fastrnn
 from fastrnn.models import CharVocabulary, LanguageModel
 from fastrnn.models import checkpoint as checkpoint_module
 from fastrnn.models import progress as progress_module

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from fastrnn import clip_grad_norm
 from fastrnn.optim import SGD, Adam
 

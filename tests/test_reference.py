@@ -1,14 +1,15 @@
 """The reference against finite differences, against torch, and against what its options promise."""
 
+import doctest
 from dataclasses import replace
 
-import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import Case
 
+import helpers
 from fastrnn import reference
+from helpers import Case
 
 CELLS = tuple(reference.CELLS)
 EPS = float(np.finfo(np.float64).eps)
@@ -364,3 +365,9 @@ def test_a_gradient_of_the_wrong_shape_is_refused():
         reference.backward(tape, data.dy.reshape(3, 5, 5))
     with pytest.raises(ValueError, match="lstm: dstate must have the shapes"):
         reference.backward(tape, data.dy, (data.dstate[0], data.dstate[1][:, :2]))
+
+
+def test_examples_in_docstrings():
+    failed, attempted = doctest.testmod(reference)
+    assert failed == 0
+    assert attempted > 5

@@ -9,13 +9,13 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import helpers
 import numpy as np
 import pytest
-from helpers import ISAS, Case, kernels
 
 import fastrnn
+import helpers
 from fastrnn import functional, reference
+from helpers import ISAS, Case, kernels
 
 CELLS = tuple(reference.CELLS)
 

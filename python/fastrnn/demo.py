@@ -6,6 +6,7 @@ The text is the prose of ``pydoc_data.topics``, the manual pages behind ``help()
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import statistics
 import textwrap
@@ -38,6 +39,7 @@ _SPEED_SHARE = 0.15  # of the training time, at most 8 s
 
 def run(seconds: float = 40.0, seed: int = 0, progress: Any = True) -> None:
     """Train for at most ``seconds``, then print what came of it on standard output."""
+    others = _load_of_others()
     source, paragraphs = english_text()
     train = "\n\n".join(p for i, p in enumerate(paragraphs) if i % 10)
     valid = "\n\n".join(paragraphs[::10])
@@ -65,6 +67,16 @@ def run(seconds: float = 40.0, seed: int = 0, progress: Any = True) -> None:
         print(textwrap.fill(paragraph, 96, initial_indent="  ", subsequent_indent="  "))
     print(flush=True)
     compare_speed(budget=min(8.0, _SPEED_SHARE * seconds), seed=seed)
+    if others is not None:
+        print(f"note: the machine was busy with other work when the demo began ({others}), which distorts these times")
+
+
+def _load_of_others() -> str | None:
+    """The load average where it is high; to be read before the demo adds its own."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load {load:.1f} on {cores} cores" if load > 0.5 * cores else None
 
 
 # -- the text ----------------------------------------------------------------------------------------------------------

@@ -33,10 +33,8 @@ bool throws(F&& f) {
   return false;
 }
 
-// Runs f in a forked child; true if it returned and the child exited as usual within a minute.
-bool survives_in_child(void (*f)());
-
 void test_machine();
 void test_memory();
 void test_threads();
+void test_fork();
 void test_kernels();

@@ -1,7 +1,4 @@
 // driver [test ...]: runs all tests, or those named.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -9,24 +6,15 @@
 #include "check.h"
 #include "cpu/threads.h"
 
-bool survives_in_child(void (*f)()) {
-  const pid_t child = fork();
-  CHECK(child >= 0);
-  if (child == 0) {
-    alarm(60);  // a deadlock ends here
-    f();
-    _exit(0);
-  }
-  int status = -1;
-  return waitpid(child, &status, 0) == child && status == 0;
-}
-
 int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } tests[] = {
-      {"machine", test_machine}, {"memory", test_memory}, {"threads", test_threads}, {"kernels", test_kernels}};
+  } tests[] = {{"machine", test_machine},
+               {"memory", test_memory},
+               {"threads", test_threads},
+               {"fork", test_fork},
+               {"kernels", test_kernels}};
   for (const auto& test : tests) {
     bool wanted = argc == 1;
     for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], test.name) == 0;

@@ -1,6 +1,5 @@
 #include "cpu/memory.h"
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -121,18 +120,9 @@ void fill_and_check(unsigned seed, int rounds) {
   }
 }
 
-void use_memory_in_child() { fill_and_check(99, 50); }
-
 void test_contention() {
-  std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
-  for (unsigned seed = 1; seed <= 6; ++seed)
-    threads.emplace_back([seed, &stop] {
-      do fill_and_check(seed, 300);
-      while (!stop);
-    });
-  for (int i = 0; i < 10; ++i) CHECK(survives_in_child(use_memory_in_child));
-  stop = true;
+  for (unsigned seed = 1; seed <= 6; ++seed) threads.emplace_back([seed] { fill_and_check(seed, 1000); });
   for (auto& thread : threads) thread.join();
   CHECK(cached_bytes() == 0);
 }

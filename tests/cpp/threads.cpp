@@ -1,15 +1,12 @@
 #include "cpu/threads.h"
 
 #include <signal.h>
-#include <sys/resource.h>
 #include <time.h>
 
-#include <atomic>
 #include <cfenv>
 #include <chrono>
 #include <limits>
 #include <stdexcept>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -153,40 +150,6 @@ void test_ceiling() {
   unsetenv("OMP_NUM_THREADS");
 }
 
-std::atomic<int> work_done{0};
-
-// In a child whose address space has no room for stacks.
-void fail_to_start_threads() {
-  exchange(2, 1);
-  const rlimit limit{1, 1};
-  CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
-  CHECK(throws<std::runtime_error>([] { run_team(1000, [](void*, Team&, int) { ++work_done; }, nullptr); }));
-  CHECK(work_done == 0);
-  exchange(2, 1);  // what was there still works
-}
-
-void use_teams_in_child() {
-  exchange(1, 1);
-  if (kThreadSanitizer) return;  // it cannot follow threads that are started after a fork
-  exchange(3, 20);
-  callers(3, 5);
-}
-
-void test_fork() {
-  exchange(4, 3);
-  CHECK(survives_in_child(use_teams_in_child));
-  std::atomic<bool> stop{false};
-  std::vector<std::thread> busy;
-  for (int i = 0; i < 3; ++i)
-    busy.emplace_back([&stop] {
-      while (!stop) exchange(2, 3);
-    });
-  for (int i = 0; i < 10; ++i) CHECK(survives_in_child(use_teams_in_child));
-  stop = true;
-  for (auto& thread : busy) thread.join();
-  exchange(4, 3);
-}
-
 }  // namespace
 
 void test_threads() {
@@ -201,6 +164,4 @@ void test_threads() {
   test_idle_teams_sleep();
   test_floating_point_mode();
   test_signals_stay_with_the_application();
-  test_fork();
-  if (!kAddressSanitizer && !kThreadSanitizer) CHECK(survives_in_child(fail_to_start_threads));
 }
