@@ -22,11 +22,12 @@ namespace {
 using Shape = std::initializer_list<int64_t>;
 
 // A C-contiguous array of exactly this dtype and shape.
-const py::array& checked(const py::handle& object, const char* name, char kind, int64_t item_size, Shape shape) {
+py::array checked(const py::handle& object, const char* name, char kind, int64_t item_size, Shape shape) {
   if (!py::isinstance<py::array>(object)) throw py::type_error(std::string("_core: ") + name + " must be an array");
-  const auto& array = reinterpret_cast<const py::array&>(object);
+  auto array = py::reinterpret_borrow<py::array>(object);
   bool fits = array.dtype().kind() == kind && array.itemsize() == item_size && array.dtype().byteorder() != '>' &&
-              (array.flags() & py::array::c_style) && array.ndim() == py::ssize_t(shape.size());
+              (array.flags() & py::array::c_style) && (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) &&
+              array.ndim() == py::ssize_t(shape.size());
   py::ssize_t i = 0;
   for (const int64_t n : shape) fits = fits && array.shape(i++) == n;
   if (!fits) throw py::value_error(std::string("_core: ") + name + " has another dtype, layout or shape than expected");
@@ -40,8 +41,7 @@ const void* input(const Problem& problem, const py::handle& object, const char* 
 
 void* output(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
   if (object.is_none()) return nullptr;
-  // const: reading the pointer of a writeable array
-  const py::array& array = checked(object, name, 'f', int64_t(problem.element_size()), shape);
+  const py::array array = checked(object, name, 'f', int64_t(problem.element_size()), shape);
   if (!array.writeable()) throw py::value_error(std::string("_core: ") + name + " must be writeable");
   return const_cast<void*>(array.data());
 }
@@ -54,7 +54,7 @@ const T* required(const T* pointer, const char* name, bool empty) {
 
 // Arrays of all layers and directions, in order; get turns one into a pointer.
 template <class Entry, class Get>
-std::vector<Entry> weight_list(const Problem& problem, const py::sequence& arrays, Get&& get) {
+std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
   const size_t each = 2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0);
   const size_t entries = size_t(problem.num_layers * problem.directions);
   if (arrays.size() != each * entries) throw py::value_error("_core: wrong number of weight arrays");
@@ -79,7 +79,7 @@ std::vector<Entry> weight_list(const Problem& problem, const py::sequence& array
   return list;
 }
 
-std::vector<Weights> input_weights(const Problem& problem, const py::sequence& arrays) {
+std::vector<Weights> input_weights(const Problem& problem, const py::list& arrays) {
   return weight_list<Weights>(problem, arrays, [&](const py::handle& array, const char* name, Shape shape) {
     return input(problem, array, name, shape);
   });
@@ -117,7 +117,7 @@ Problem make_problem(const std::string& cell, const std::string& dtype, int64_t 
 }
 
 std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0,
-                                        const py::object& c_0, const py::sequence& weights, const py::object& lengths,
+                                        const py::object& c_0, const py::list& weights, const py::object& lengths,
                                         const py::object& resets, double dropout, uint64_t dropout_seed, bool training,
                                         const py::object& y, const py::object& h_n, const py::object& c_n,
                                         int num_threads, const std::shared_ptr<Memory>& memory) {
@@ -127,9 +127,10 @@ std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array&
   batch.batch = x.shape(1);
   const int64_t T = batch.seq_len, B = batch.batch, LD = problem.num_layers * problem.directions;
   const int64_t P = problem.state_size(), H = problem.hidden_size;
-  if (T * B >= (int64_t(1) << 40) || B > INT32_MAX || T > INT32_MAX) throw py::value_error("_core: too many rows");
+  if (T * B >= (int64_t(1) << 40) || B > INT32_MAX || T > INT32_MAX)
+    throw py::value_error("_core: more than 2**31 - 1 steps or rows");
   if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("_core: dropout out of range");
-  const bool lstm = problem.cell == CellType::lstm;
+  const bool has_cells = problem.has_cell_state();
   if (!lengths.is_none()) {
     batch.lengths = static_cast<const int64_t*>(checked(lengths, "lengths", 'i', 8, {B}).data());
     for (int64_t b = 0; b < B; b++) {
@@ -143,21 +144,21 @@ std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array&
   ForwardArrays arrays;
   arrays.x = input(problem, x, "x", {T, B, problem.input_size});
   arrays.h_0 = input(problem, h_0, "h_0", {LD, B, P});
-  arrays.c_0 = lstm ? input(problem, c_0, "c_0", {LD, B, H}) : nullptr;
+  arrays.c_0 = has_cells ? input(problem, c_0, "c_0", {LD, B, H}) : nullptr;
   arrays.y = output(problem, y, "y", {T, B, problem.directions * P});
   arrays.h_n = output(problem, h_n, "h_n", {LD, B, P});
-  arrays.c_n = lstm ? output(problem, c_n, "c_n", {LD, B, H}) : nullptr;
+  arrays.c_n = has_cells ? output(problem, c_n, "c_n", {LD, B, H}) : nullptr;
   required(arrays.y, "y", T * B == 0);
   required(arrays.h_n, "h_n", B == 0);
-  required(arrays.c_n, "c_n", B == 0 || !lstm);
+  required(arrays.c_n, "c_n", B == 0 || !has_cells);
   const auto list = input_weights(problem, weights);
   py::gil_scoped_release release;
   return forward(problem, batch, list, arrays, {dropout, dropout_seed}, training, num_threads, memory);
 }
 
 void backward_arrays(const Problem& problem, const Reserve& reserve, const py::object& x, const py::object& y,
-                     const py::sequence& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
-                     const py::object& dx, const py::object& dh_0, const py::object& dc_0, const py::sequence& dweights,
+                     const py::list& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
+                     const py::object& dx, const py::object& dh_0, const py::object& dc_0, const py::list& dweights,
                      int num_threads, const std::shared_ptr<Memory>& memory) {
   const Problem& kept = reserve.problem();
   if (kept.cell != problem.cell || kept.dtype != problem.dtype || kept.input_size != problem.input_size ||
@@ -167,20 +168,20 @@ void backward_arrays(const Problem& problem, const Reserve& reserve, const py::o
   }
   const int64_t T = reserve.seq_len(), B = reserve.batch(), LD = problem.num_layers * problem.directions;
   const int64_t P = problem.state_size(), H = problem.hidden_size;
-  const bool lstm = problem.cell == CellType::lstm;
+  const bool has_cells = problem.has_cell_state();
   BackwardArrays arrays;
   arrays.x = input(problem, x, "x", {T, B, problem.input_size});
   arrays.y = input(problem, y, "y", {T, B, problem.directions * P});
   arrays.dy = input(problem, dy, "dy", {T, B, problem.directions * P});
   arrays.dh_n = input(problem, dh_n, "dh_n", {LD, B, P});
-  arrays.dc_n = lstm ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
+  arrays.dc_n = has_cells ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
   arrays.dx = output(problem, dx, "dx", {T, B, problem.input_size});
   arrays.dh_0 = output(problem, dh_0, "dh_0", {LD, B, P});
-  arrays.dc_0 = lstm ? output(problem, dc_0, "dc_0", {LD, B, H}) : nullptr;
+  arrays.dc_0 = has_cells ? output(problem, dc_0, "dc_0", {LD, B, H}) : nullptr;
   required(arrays.x, "x", T * B == 0);
   required(arrays.y, "y", T * B == 0);
   required(arrays.dh_0, "dh_0", B == 0);
-  required(arrays.dc_0, "dc_0", B == 0 || !lstm);
+  required(arrays.dc_0, "dc_0", B == 0 || !has_cells);
   const auto list = input_weights(problem, weights);
   const auto grads = weight_list<WeightGrads>(
       problem, dweights,
@@ -192,7 +193,7 @@ void backward_arrays(const Problem& problem, const Reserve& reserve, const py::o
 // A stream belongs to one thread at a time; the lock turns a mistake into waiting rather than a crash.
 class LockedStream {
  public:
-  LockedStream(const Problem& problem, const py::sequence& weights, int64_t batch, int num_threads) {
+  LockedStream(const Problem& problem, const py::list& weights, int64_t batch, int num_threads) {
     if (problem.directions != 1) throw py::value_error("_core: a stream has one direction");
     if (batch < 0 || batch > INT32_MAX) throw py::value_error("_core: batch_size out of range");
     const auto list = input_weights(problem, weights);
@@ -221,8 +222,8 @@ class LockedStream {
     const int64_t B = stream_->batch();
     void* to_c = nullptr;
     void* to_h = output(p, h, "h", {p.num_layers, B, p.state_size()});
-    if (p.cell == CellType::lstm) to_c = output(p, c, "c", {p.num_layers, B, p.hidden_size});
-    if (!to_h || (p.cell == CellType::lstm && !to_c)) throw py::value_error("_core: a state is missing");
+    if (p.has_cell_state()) to_c = output(p, c, "c", {p.num_layers, B, p.hidden_size});
+    if (!to_h || (p.has_cell_state() && !to_c)) throw py::value_error("_core: a state is missing");
     stream_->get_state(to_h, to_c);
   }
 
@@ -232,8 +233,8 @@ class LockedStream {
     const int64_t B = stream_->batch();
     const void* from_c = nullptr;
     const void* from_h = input(p, h, "h", {p.num_layers, B, p.state_size()});
-    if (p.cell == CellType::lstm) from_c = input(p, c, "c", {p.num_layers, B, p.hidden_size});
-    if (!from_h || (p.cell == CellType::lstm && !from_c)) throw py::value_error("_core: a state is missing");
+    if (p.has_cell_state()) from_c = input(p, c, "c", {p.num_layers, B, p.hidden_size});
+    if (!from_h || (p.has_cell_state() && !from_c)) throw py::value_error("_core: a state is missing");
     stream_->set_state(from_h, from_c);
   }
 
@@ -318,7 +319,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         "dx"_a, "dh_0"_a, "dc_0"_a, "dweights"_a, "num_threads"_a, "memory"_a);
 
   py::class_<LockedStream>(m, "Stream")
-      .def(py::init<const Problem&, const py::sequence&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,
+      .def(py::init<const Problem&, const py::list&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,
            "num_threads"_a)
       .def("step", &LockedStream::step, "x"_a, "out"_a)
       .def("get_state", &LockedStream::get_state, "h"_a, "c"_a)

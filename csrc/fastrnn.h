@@ -15,6 +15,7 @@ namespace fastrnn {
 class Memory;  // cpu/memory.h: whose cached buffers a call may use
 
 enum class CellType { lstm, gru, rnn_tanh, rnn_relu };
+constexpr int kCellTypes = 4;
 enum class Dtype { float32, float64 };
 
 struct Problem {
@@ -27,6 +28,7 @@ struct Problem {
   int64_t state_size() const { return proj_size ? proj_size : hidden_size; }
   int64_t layer_input_size(int64_t layer) const { return layer ? directions * state_size() : input_size; }
   int64_t gates() const { return cell == CellType::lstm ? 4 : cell == CellType::gru ? 3 : 1; }
+  bool has_cell_state() const { return cell == CellType::lstm; }
   size_t element_size() const { return dtype == Dtype::float32 ? 4 : 8; }
 };
 

@@ -46,7 +46,7 @@ class BackwardLayer {
       const int64_t c = chunks[i], t0 = s.chunk_step[c];
       chunk_row0 = s.offset[t0];
       gates = gate_chunk<T, kSlots>(s, a.gates, blocks, c, true);
-      dgates = {static_cast<T*>(a.dgates), gates.rows};
+      dgates = {static_cast<T*>(a.dgates), a.dgates_rows};
       const Walk steps{!a.reverse, s.chunk_step[c + 1] - t0};
       for (int64_t j = 0; j < steps.n; j++) {
         const int64_t t = t0 + steps[j];
@@ -70,7 +70,6 @@ class BackwardLayer {
  private:
   void pack() {
     const Weights& weights = a.weights;
-    // Rows of W_hh that belong to this thread's units, in the order of their gate gradients.
     for (int64_t j = 0; j < state_panels.count(); j++) {
       pack_gate_rows(weights.w_hh, a.state_size, Cell::kHSlot, units, state_panels, j, state_panel(j));
     }
@@ -89,30 +88,25 @@ class BackwardLayer {
     }
   }
 
-  static void pack_gate_rows_of_unit_block(const T* matrix, int64_t hidden, int64_t u, int first_slot, int64_t width,
-                                           int64_t column, int64_t columns, int nv, T* panel) {
-    const int64_t valid = valid_lanes<T>(hidden, u);
-    for (int gate = 0; gate < Cell::kGates; gate++) {
-      const T* rows = matrix + (Cell::gate_of_slot(first_slot + gate) * hidden + u * w) * width + column;
-      for (int lane = 0; lane < w; lane++, panel += nv * w) {
-        pack_row(rows + lane * width, lane < valid ? columns : 0, nv, panel);
-      }
-    }
-  }
-
+  // Panel j of a gate matrix (G*H, width): the rows of unit blocks `of`, in the order of their gate gradients.
   void pack_gate_rows(const void* matrix, int64_t width, int first_slot, Range of, const ColumnPanels<T>& panels,
                       int64_t j, T* panel) {
     const int nv = panels.nv(j);
-    for (int64_t u = of.begin; u < of.end; u++, panel += Cell::kGates * w * nv * w) {
-      pack_gate_rows_of_unit_block(static_cast<const T*>(matrix), a.hidden_size, u, first_slot, width,
-                                   panels.first_column(j), panels.columns(j), nv, panel);
+    for (int64_t u = of.begin; u < of.end; u++) {
+      const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+      for (int gate = 0; gate < Cell::kGates; gate++) {
+        const int64_t first = Cell::gate_of_slot(first_slot + gate) * a.hidden_size + u * w;
+        const T* rows = static_cast<const T*>(matrix) + first * width + panels.first_column(j);
+        for (int lane = 0; lane < w; lane++, panel += nv * w) {
+          pack_row(rows + lane * width, lane < valid ? panels.columns(j) : 0, nv, panel);
+        }
+      }
     }
   }
 
   // dgates of step t, then this thread's part of dh_{t-1}.
   void step(int64_t t, int64_t after) {
-    if (after >=
-        0) {  // rows that end (reverse direction: that begin) with `after`: their gradient is that of the state
+    if (after >= 0) {  // reverse direction only: rows whose walk began at `after`
       for (int64_t sb = states.begin; sb < states.end; sb++) {
         for (int64_t b = s.count[t]; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
       }
@@ -213,6 +207,11 @@ class BackwardLayer {
         dc = load(dc_row);
       }
       Cell::backward(slot, h_prev, c_prev, c, dh(r), dc, dslot, dh_prev);
+      if (valid < w) {
+        // Padding lanes of a row with NaN or Inf are not finite; every product that follows sums over them.
+        FASTRNN_UNROLL
+        for (int k = 0; k < kSlots; k++) dslot[k] = first_lanes<T>(dslot[k], valid);
+      }
       T* out = dgates.at(u, row - chunk_row0);
       FASTRNN_UNROLL
       for (int k = 0; k < kSlots; k++) {
@@ -227,8 +226,7 @@ class BackwardLayer {
     for (int k = 0; k < kSlots; k++) store(total + k * w, load(total + k * w) + sums[k]);
   }
 
-  // ------------------------------------------------------------------------------------------------ after a chunk's
-  // steps
+  // ---- after the steps of a chunk
 
   void weight_gradients(int64_t c) {
     const int64_t end = s.offset[s.chunk_step[c + 1]];

@@ -32,8 +32,8 @@ class DropoutMask {
       philox(word);
       const int64_t end = units - first < 4 * kBlocks ? units - first : 4 * kBlocks;
       for (int64_t u = 0; u < end; u++) {
-        // Selected, not multiplied by 0: a dropped NaN is dropped too.
-        out[first + u] = word[u % 4][u / 4] < threshold_ ? T(0) : x[first + u] * scale;
+        // Multiplied by 0, not replaced: NaN stays visible.
+        out[first + u] = x[first + u] * (word[u % 4][u / 4] < threshold_ ? T(0) : scale);
       }
     }
   }

@@ -1,5 +1,6 @@
 // A stack of layers, forward and backward: lays out memory, starts one team of threads and walks layers and directions.
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/reserve.h"
 #include "cpu/threads.h"
@@ -20,6 +21,13 @@ struct PanelSizes {
   }
   int64_t w_ih, w_hh, w_hr;
 };
+
+// Part i of a (L*D, B, n) array, or null.
+template <class Void>
+Void* part(Void* array, int64_t i, int64_t batch, int64_t n, size_t element) {
+  using Char = std::conditional_t<std::is_const_v<Void>, const char, char>;
+  return array ? static_cast<Char*>(array) + size_t(i * batch * n) * element : nullptr;
+}
 
 struct ForwardPass {
   const Problem& problem;
@@ -104,13 +112,6 @@ struct ForwardPass {
     return {a.cells, a.cell_rows, geometry.width, a.hidden_size, geometry.element};
   }
 
-  // Part i of a (L*D, B, n) array.
-  template <class P>
-  static P* part(P* array, int64_t i, int64_t batch, int64_t n, size_t element) {
-    using Char = std::conditional_t<std::is_const_v<P>, const char, char>;
-    return array ? static_cast<Char*>(array) + size_t(i * batch * n) * element : nullptr;
-  }
-
   void begin(int64_t i, const Team& team, int tid) const {
     const ForwardArgs& a = layers[size_t(i)];
     const int64_t batch = plan.batch();
@@ -124,7 +125,7 @@ struct ForwardPass {
         std::memset(copy + size_t(r) * row, 0, row);
       }
     }
-    if (problem.cell == CellType::lstm) {
+    if (problem.has_cell_state()) {
       cells(a).fill(
           part(arrays.c_0, i, batch, a.hidden_size, geometry.element), batch,
           [&](int64_t r) { return plan.user_row(r); }, tid, team.size());
@@ -142,7 +143,7 @@ struct ForwardPass {
                                     : static_cast<const char*>(a.y) + size_t(last * a.y_stride) * geometry.element;
       std::memcpy(h_n + size_t(plan.user_row(r)) * row, source, row);
     }
-    if (problem.cell == CellType::lstm) {
+    if (problem.has_cell_state()) {
       const auto final_row = [&](int64_t r) {
         const int64_t last = plan.last_row(r, reverse);
         return training && last >= 0 ? batch + last : r;
@@ -186,7 +187,7 @@ struct BackwardPass {
     const int64_t gradients = std::min<int64_t>(2, problem.num_layers - 1 + (plan().ragged() ? 1 : 0));
     for (int i = 0; i < 2; i++) dy[i] = layout.add(i < gradients ? bytes(rows * width()) : 0);
     dh = layout.add(bytes(plan().batch() * g.state_blocks * g.width));
-    dc = layout.add(bytes(problem.cell == CellType::lstm ? plan().batch() * g.blocks * g.width : 0));
+    dc = layout.add(bytes(problem.has_cell_state() ? plan().batch() * g.blocks * g.width : 0));
     w_ih_panels = layout.add(bytes(panels.w_ih));
     w_hh_panels = layout.add(bytes(panels.w_hh));
     w_hr_panels = layout.add(bytes(panels.w_hr));
@@ -238,6 +239,7 @@ struct BackwardPass {
         a.w_hh_panels = at(workspace, w_hh_panels);
         a.w_hr_panels = at(workspace, w_hr_panels);
         a.dgates = at(workspace, dgates);
+        a.dgates_rows = plan().most_chunk_rows();
         a.partial = at(workspace, partial);
         a.dhidden = at(workspace, dhidden);
         a.bias_sums = at(workspace, bias_sums);
@@ -267,20 +269,17 @@ struct BackwardPass {
         const BackwardArgs& a = layers[size_t(i)];
         const Blocks dh{a.dh, batch, g.width, a.state_size, g.element},
             dc{a.dc, batch, g.width, a.hidden_size, g.element};
-        const bool lstm = problem.cell == CellType::lstm;
-        dh.fill(ForwardPass::part(arrays.dh_n, i, batch, a.state_size, g.element), batch, user_row, tid, team.size());
-        if (lstm) {
-          dc.fill(ForwardPass::part(arrays.dc_n, i, batch, a.hidden_size, g.element), batch, user_row, tid,
-                  team.size());
+        const bool has_cells = problem.has_cell_state();
+        dh.fill(part(arrays.dh_n, i, batch, a.state_size, g.element), batch, user_row, tid, team.size());
+        if (has_cells) {
+          dc.fill(part(arrays.dc_n, i, batch, a.hidden_size, g.element), batch, user_row, tid, team.size());
         }
         team.barrier(tid);
         reserve.geometry.cell->backward(a, team, tid);
         team.barrier(tid);
-        dh.read(ForwardPass::part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid,
-                team.size());
-        if (lstm) {
-          dc.read(ForwardPass::part(arrays.dc_0, i, batch, a.hidden_size, g.element), batch, same, user_row, tid,
-                  team.size());
+        dh.read(part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
+        if (has_cells) {
+          dc.read(part(arrays.dc_0, i, batch, a.hidden_size, g.element), batch, same, user_row, tid, team.size());
         }
         team.barrier(tid);
       }
@@ -326,7 +325,8 @@ std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, con
   };
 
   if (training) {
-    auto reserve = std::make_unique<CpuReserve>(problem, geometry, std::move(plan), kernels, dropout, memory);
+    auto reserve =
+        std::make_unique<CpuReserve>(problem, batch.seq_len, geometry, std::move(plan), kernels, dropout, memory);
     run(reserve->plan, reserve->spaces, reserve->buffer.data(), Layout(), reserve->bytes());
     return reserve;
   }

@@ -228,9 +228,9 @@ class ForwardLayer {
   const Steps& s;
   Team& team;
   const int tid;
-  const int64_t blocks;  // of w units
-  const Range units;     // of blocks: this thread's
-  const Range batch_rows;
+  const int64_t blocks;    // of w units
+  const Range units;       // of blocks: this thread's
+  const Range batch_rows;  // this thread's
   const ColumnPanels<T> state_panels;
   const Range projections;
 };

@@ -177,8 +177,7 @@ FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// panels
+// ---- panels
 
 // Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.
 template <class T>

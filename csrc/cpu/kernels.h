@@ -31,7 +31,6 @@ struct Steps {
 struct LayerArgs {
   Steps steps;
   bool reverse;
-  bool by_rows;  // threads split the rows of the batch, not the units
   int64_t input_size, hidden_size, state_size;
   bool projected;
   Weights weights;
@@ -48,6 +47,7 @@ struct LayerArgs {
 };
 
 struct ForwardArgs : LayerArgs {
+  bool by_rows;   // threads split the rows of the batch, not the units
   bool training;  // keep gates, cells, hidden of every step
   bool pack;      // false: panels below are filled already
   void* y;        // (rows, y_stride)
@@ -67,7 +67,8 @@ struct BackwardArgs : LayerArgs {
   WeightGrads grads;
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
-  void* dgates;
+  void* dgates;  // of dgates_rows rows whatever the chunk: threads may be in neighbouring chunks
+  int64_t dgates_rows;
   void* partial;    // [2][threads][state blocks][B][W]
   void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t
   void* bias_sums;  // [nb][S][W]
@@ -82,7 +83,7 @@ struct CellKernels {
 
 struct Kernels {
   int width;
-  CellKernels cells[4];                                      // by CellType
+  CellKernels cells[kCellTypes];                             // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // BackwardArgs::columns of one thread, in elements
 };
 

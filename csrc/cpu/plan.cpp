@@ -13,6 +13,7 @@ namespace {
 // should sum enough rows to be worth reading and writing the whole matrix.
 constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 256;
 
+// Splitting the batch: a tile wants some rows to work on, and W_hh should leave room in a second-level cache of 1 MB.
 constexpr int64_t kRowsPerThread = 4, kSharedWeightBytes = 768 << 10;
 
 constexpr double kFlopsPerStepAndThread = 3e4, kFlopsPerThread = 2e5;
@@ -44,7 +45,7 @@ Geometry::Geometry(const Problem& problem, const Kernels& kernels)
       element(problem.element_size()) {}
 
 Plan::Plan(const Batch& batch, const Geometry& geometry) : batch_(batch.batch) {
-  const size_t seq_len = size_t(batch.seq_len);
+  const size_t seq_len = batch_ ? size_t(batch.seq_len) : 0;
   const int64_t* lengths = batch.lengths;
   if (lengths && std::any_of(lengths, lengths + batch_, [&](int64_t n) { return n != batch.seq_len; })) {
     order_.resize(size_t(batch_));

@@ -39,7 +39,7 @@ class Plan {
   int64_t rows() const { return offset_.back(); }
   int64_t count(int64_t t) const { return count_[size_t(t)]; }
   int64_t offset(int64_t t) const { return offset_[size_t(t)]; }
-  int64_t seq_len() const { return int64_t(count_.size()); }
+  int64_t seq_len() const { return int64_t(count_.size()); }  // 0 where there is no batch
   int64_t batch() const { return batch_; }
   int64_t padded_rows() const { return chunk_base_.back(); }
   int64_t most_chunk_rows() const { return most_chunk_rows_; }  // padded

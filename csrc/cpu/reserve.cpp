@@ -7,7 +7,7 @@ namespace fastrnn {
 LayerSpaces::LayerSpaces(const Problem& problem, const Geometry& geometry, const Plan& plan, bool keep, Layout& layout)
     : cell_rows((plan.batch() + (keep ? plan.rows() : 0)) | 1) {  // odd: unit blocks do not meet in the same cache sets
   const size_t element = geometry.element;
-  const bool lstm = problem.cell == CellType::lstm, projected = problem.proj_size > 0;
+  const bool has_cells = problem.has_cell_state(), projected = problem.proj_size > 0;
   const auto bytes = [&](int64_t rows, int64_t width) { return size_t(rows) * size_t(width) * element; };
   for (int64_t layer = 0; layer < problem.num_layers; layer++) {
     for (int direction = 0; direction < problem.directions; direction++) {
@@ -17,7 +17,7 @@ LayerSpaces::LayerSpaces(const Problem& problem, const Geometry& geometry, const
       }
       DirectionSpace d{};
       d.gates = layout.add(bytes(keep ? plan.padded_rows() : plan.most_chunk_rows(), geometry.gate_row));
-      if (lstm) d.cells = layout.add(bytes(cell_rows, geometry.blocks * geometry.width));
+      if (has_cells) d.cells = layout.add(bytes(cell_rows, geometry.blocks * geometry.width));
       if (projected) d.hidden = layout.add(bytes(keep ? plan.rows() : plan.batch(), geometry.blocks * geometry.width));
       if (plan.resets()) d.h_prev = layout.add(bytes(plan.rows(), problem.state_size()));
       d.h_0 = layout.add(bytes(plan.batch(), problem.state_size()));

@@ -26,9 +26,10 @@ struct LayerSpaces {
 
 class CpuReserve final : public Reserve {
  public:
-  CpuReserve(const Problem& problem, const Geometry& geometry, Plan plan, const Kernels& kernels,
+  CpuReserve(const Problem& problem, int64_t seq_len, const Geometry& geometry, Plan plan, const Kernels& kernels,
              const Dropout& dropout, const std::shared_ptr<Memory>& memory)
       : problem_(problem),
+        seq_len_(seq_len),
         geometry(geometry),
         plan(std::move(plan)),
         kernels(&kernels),
@@ -38,11 +39,12 @@ class CpuReserve final : public Reserve {
 
   size_t bytes() const override { return layout_.size(); }
   const Problem& problem() const override { return problem_; }
-  int64_t seq_len() const override { return plan.seq_len(); }
+  int64_t seq_len() const override { return seq_len_; }
   int64_t batch() const override { return plan.batch(); }
 
  private:
   Problem problem_;
+  int64_t seq_len_;
   Layout layout_;
 
  public:

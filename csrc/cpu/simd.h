@@ -147,6 +147,14 @@ FASTRNN_INLINE void store_first(T* p, Vec<T> v, int64_t n) {
 
 #endif
 
+// v with the lanes from n on set to 0.
+template <class T>
+FASTRNN_INLINE Vec<T> first_lanes(Vec<T> v, int64_t n) {
+  T lanes[kWidth<T>];
+  store(lanes, v);
+  return load_first(lanes, n);
+}
+
 // zip<T, 0>: the lower halves of a and b interleaved (a0 b0 a1 b1 ..); zip<T, 1>: the upper halves.
 template <class T, int kHalf, int... kLane>
 FASTRNN_INLINE Vec<T> zip(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {

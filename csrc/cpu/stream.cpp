@@ -42,14 +42,14 @@ class CpuStream final : public Stream {
   void get_state(void* h, void* c) const override {
     for (size_t l = 0; l < layers_.size() && batch() > 0; l++) {
       std::memcpy(static_cast<char*>(h) + l * state_bytes(), hidden(l, current_), state_bytes());
-      if (lstm()) cells(l).read(static_cast<char*>(c) + l * cell_bytes(), batch(), same, same, 0, 1);
+      if (has_cells()) cells(l).read(static_cast<char*>(c) + l * cell_bytes(), batch(), same, same, 0, 1);
     }
   }
 
   void set_state(const void* h, const void* c) override {
     for (size_t l = 0; l < layers_.size() && batch() > 0; l++) {
       std::memcpy(hidden(l, current_), static_cast<const char*>(h) + l * state_bytes(), state_bytes());
-      if (lstm()) cells(l).fill(static_cast<const char*>(c) + l * cell_bytes(), batch(), same, 0, 1);
+      if (has_cells()) cells(l).fill(static_cast<const char*>(c) + l * cell_bytes(), batch(), same, 0, 1);
     }
   }
 
@@ -59,7 +59,7 @@ class CpuStream final : public Stream {
       for (int64_t i = 0; i < (rows ? n : batch()); i++) {
         const int64_t r = rows ? rows[i] : i;
         std::memset(static_cast<char*>(hidden(l, current_)) + size_t(r) * row, 0, row);
-        if (!lstm()) continue;
+        if (!has_cells()) continue;
         const Blocks c = cells(l);
         for (int64_t b = 0; b < c.count(); b++) std::memset(c.row(b, r), 0, size_t(c.lanes) * c.element);
       }
@@ -70,14 +70,14 @@ class CpuStream final : public Stream {
     const size_t h_row = size_t(problem_.state_size()) * geometry_.element;
     const size_t c_row = size_t(problem_.hidden_size) * geometry_.element;
     const size_t layers = layers_.size();
-    std::vector<char> h(layers * state_bytes()), c(lstm() ? layers * cell_bytes() : 0);
-    std::vector<char> new_h(layers * size_t(n) * h_row), new_c(lstm() ? layers * size_t(n) * c_row : 0);
+    std::vector<char> h(layers * state_bytes()), c(has_cells() ? layers * cell_bytes() : 0);
+    std::vector<char> new_h(layers * size_t(n) * h_row), new_c(has_cells() ? layers * size_t(n) * c_row : 0);
     get_state(h.data(), c.data());
     for (size_t l = 0; l < layers; l++) {
       for (int64_t i = 0; i < n; i++) {
         std::memcpy(&new_h[(l * size_t(n) + size_t(i)) * h_row], &h[l * state_bytes() + size_t(rows[i]) * h_row],
                     h_row);
-        if (lstm()) {
+        if (has_cells()) {
           std::memcpy(&new_c[(l * size_t(n) + size_t(i)) * c_row], &c[l * cell_bytes() + size_t(rows[i]) * c_row],
                       c_row);
         }
@@ -88,17 +88,17 @@ class CpuStream final : public Stream {
   }
 
  private:
-  void run_layers() const {
+  void run_layers() {
     run_team(
         threads_,
         [](void* context, Team& team, int tid) {
           const CpuStream& stream = *static_cast<const CpuStream*>(context);
           for (const ForwardArgs& a : stream.layers_) stream.geometry_.cell->forward(a, team, tid);
         },
-        const_cast<CpuStream*>(this));
+        this);
   }
 
-  bool lstm() const { return problem_.cell == CellType::lstm; }
+  bool has_cells() const { return problem_.has_cell_state(); }
   static int64_t same(int64_t r) { return r; }
   size_t state_bytes() const { return size_t(batch() * problem_.state_size()) * geometry_.element; }
   size_t cell_bytes() const { return size_t(batch() * problem_.hidden_size) * geometry_.element; }
@@ -159,7 +159,7 @@ class CpuStream final : public Stream {
     const size_t projected = layout.add(problem_.proj_size ? size_t(n * g.blocks * g.width) * g.element : 0);
     std::vector<size_t> cells;
     for (size_t l = 0; l < layers_.size(); l++) {
-      cells.push_back(layout.add(lstm() ? size_t((n | 1) * g.blocks * g.width) * g.element : 0));
+      cells.push_back(layout.add(has_cells() ? size_t((n | 1) * g.blocks * g.width) * g.element : 0));
     }
     Buffer state = acquire(layout.size(), nullptr);
     std::memset(state.data(), 0, layout.size());
