@@ -785,3 +785,70 @@ def test_load_state_dict_refuses_and_changes_nothing(trained):
 def test_is_exported():
     assert fastrnn.LanguageModel is LanguageModel
     assert repr(tiny()).startswith("LanguageModel(level='char', cell='lstm', embedding=6, hidden=12")
+
+
+# -- interrupted and failing runs --------------------------------------------------------------------------------------
+
+
+class _StopAt:
+    """A reporter that interrupts the run after so many steps."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def start(self, total, title):
+        pass
+
+    def update(self, done, figures):
+        if done == self._step:
+            raise KeyboardInterrupt
+
+    def message(self, text):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("step", [1, 7, 10])
+def test_a_run_interrupted_between_steps_goes_on_as_if_it_had_not_been(step):
+    text = "hello world, how are you? well, well. " * 12
+    options = {"batch_size": 4, "bptt": 16, "lr": 0.02, "epochs": 2}
+
+    def tiny():
+        return LanguageModel(embedding=6, hidden=12, layers=2, dropout=0.3, seed=3)
+
+    whole = tiny()
+    whole.fit(text, progress=False, **options)
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(text, progress=_StopAt(step), **options)
+    model.fit(text, resume=True, progress=False, **options)
+    for name, array in whole.state_dict().items():
+        np.testing.assert_array_equal(model.state_dict()[name], array)
+
+
+def test_an_argument_that_is_refused_leaves_the_training_state():
+    text = "hello world " * 10
+    model = LanguageModel(embedding=4, hidden=5, seed=0)
+    model.fit(text, epochs=1, batch_size=2, bptt=8, progress=False)
+    with pytest.raises(TypeError, match="progress"):
+        model.fit(text, epochs=2, batch_size=2, bptt=8, progress=3)
+    model.fit(text, epochs=2, batch_size=2, bptt=8, progress=False, resume=True)
+
+
+def test_weights_that_are_not_finite_are_not_hidden():
+    model = LanguageModel(embedding=4, hidden=5, seed=0)
+    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
+    model.parameters[0]["weight"][...] = np.nan
+    with np.errstate(all="ignore"):
+        assert np.isnan(model.evaluate("hello world")["perplexity"])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model.generate("hello", 3)
+
+
+def test_top_p_zero_is_refused():
+    model = LanguageModel(embedding=4, hidden=5, seed=0)
+    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
+    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, got 0"):
+        model.generate("hello", 3, top_p=0.0)

@@ -106,6 +106,8 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
             largest = max(float(np.abs(array).max()) for array in arrays if array.size)
             if math.isfinite(largest):
                 norm = largest * math.sqrt(_sum_of_squares(arrays, largest))
+        if max_norm == math.inf:
+            return norm
         scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
         if scale != 1.0:
             for array in arrays:

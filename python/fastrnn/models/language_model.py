@@ -16,6 +16,7 @@ from ..checks import check_choice, check_flag, check_probability, check_real, ch
 from ..layers import GRU, LSTM, RNN
 from . import checkpoint, training
 from .nn import Dropout, Embedding, Linear, cross_entropy, cross_entropy_backward
+from .progress import reporter
 from .sampling import Sampler
 from .vocabulary import UNKNOWN, CharVocabulary
 
@@ -295,13 +296,11 @@ class LanguageModel:
             progress: True shows progress on standard error, False nothing; or an object (``models.progress.Progress``).
 
         Records: ``epoch``, ``steps``, ``lr``, ``loss`` (nats per token, in training mode), ``perplexity``, ``clipped``
-            (share of steps),
-        ``tokens_per_second``, ``seconds``; with ``valid`` also ``valid_loss``, ``valid_perplexity``.
+        (share of steps), ``tokens_per_second``, ``seconds``; with ``valid`` also ``valid_loss``, ``valid_perplexity``.
 
         Raises:
-            TypeError, ValueError: naming the argument. FloatingPointError: the loss or a gradient is not finite; the
-                weights are
-            then those before that step.
+            TypeError, ValueError: naming the argument.
+            FloatingPointError: the loss or a gradient is not finite; the weights are those before that step.
         """
         where = "LanguageModel.fit"
         options = training.Options.checked(
@@ -313,6 +312,9 @@ class LanguageModel:
         _checked_text(where, "train", train, least=options.batch_size + 1)
         if valid is not None:
             _checked_text(where, "valid", valid, least=2)
+        report = reporter(where, progress)
+        if checkpoint is not None:
+            os.makedirs(checkpoint, exist_ok=True)  # a wrong path fails now, not after an epoch
         if not check_flag(where, "resume", resume):
             self._training = None
         elif self._training is None:
@@ -320,7 +322,7 @@ class LanguageModel:
         if self.vocabulary is None:
             self.build(train)
         return training.fit(
-            self, train, valid, options, epochs=epochs, seconds=seconds, checkpoint=checkpoint, progress=progress
+            self, train, valid, options, epochs=epochs, seconds=seconds, checkpoint=checkpoint, report=report
         )
 
     def evaluate(self, text: str, *, batch_size: int = 1) -> dict[str, float | int]:
@@ -341,7 +343,7 @@ class LanguageModel:
         loss = total / tokens
         return {
             "loss": loss,
-            "perplexity": math.exp(loss) if loss < 709.0 else math.inf,
+            "perplexity": math.inf if loss > 709.0 else math.exp(loss),
             "tokens": tokens,
             "bits_per_character": total / math.log(2.0) / (len(text) - 1),
         }
@@ -371,6 +373,9 @@ class LanguageModel:
             top_k: draw from the k most probable tokens only.
             top_p: draw from the most probable tokens that together reach probability p, in (0, 1].
             seed: integer >= 0; None goes on with the model's own generator (started by its seed).
+
+        Raises:
+            TypeError, ValueError: naming the argument. FloatingPointError: the weights hold NaN or infinity.
         """
         where = "LanguageModel.generate"
         vocabulary = self._built("generate")
@@ -390,6 +395,8 @@ class LanguageModel:
         for _ in range(count):
             h = stream.step(self.embed.parameters["weight"][token : token + 1])
             logits = self.output.forward(h)[0]
+            if not np.isfinite(logits).all():
+                raise FloatingPointError("LanguageModel.generate: the model's outputs are not finite; check its weights")
             logits[UNKNOWN] = -np.inf
             token = sampler.draw(logits, rng)
             yield token

@@ -25,10 +25,12 @@ class Sampler:
 
     @classmethod
     def checked(cls, where: str, temperature: Any, top_k: Any, top_p: Any) -> Sampler:
+        if top_p is not None and check_probability(where, "top_p", top_p) == 0.0:
+            raise ValueError(f"{where}: top_p must be above 0 and at most 1, got {top_p}")
         return cls(
             check_real(where, "temperature", temperature),
             None if top_k is None else check_size(where, "top_k", top_k),
-            None if top_p is None else check_probability(where, "top_p", top_p),
+            None if top_p is None else float(top_p),
         )
 
     def draw(self, logits: np.ndarray, rng: np.random.Generator) -> int:

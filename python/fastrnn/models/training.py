@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checks import check_choice, check_probability, check_real, check_size
 from ..optim import SGD, Adam, Optimizer, clip_grad_norm
-from .progress import Progress, reporter
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
@@ -107,6 +107,7 @@ class Trainer:
         self.epoch = 0  # finished epochs
         self.position = 0  # time step of the streams
         self.steps = 0
+        self.whole = True  # weights, optimizer and progress belong to the same step
         self._state: Any = None
         self._text = [len(ids), zlib.crc32(ids.tobytes())]
         self._start_sums()
@@ -127,15 +128,21 @@ class Trainer:
         model = self.model
         model.zero_grad()
         limit = math.inf if self.options.clip is None else self.options.clip
-        with np.errstate(all="ignore"):  # what is not finite is an error below
-            loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng)
-            norm = clip_grad_norm(model.grads, limit)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"LanguageModel.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and gradient norm "
-                f"{norm}; the weights are those before it: try a lower lr (now {self.lr(done):g}) "
-                f"or clip (now {self.options.clip})"
-            )
+        drawn_before = self.rng.bit_generator.state
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is an error below
+                loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng)
+                norm = clip_grad_norm(model.grads, limit)
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"LanguageModel.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and gradient "
+                    f"norm {norm}; the weights are those before it: try a lower lr (now {self.lr(done):g}) "
+                    f"or clip (now {self.options.clip})"
+                )
+        except BaseException:
+            self.rng.bit_generator.state = drawn_before  # the step was not taken
+            raise
+        self.whole = False
         self.optimizer.lr = self.lr(done)
         self.optimizer.step(model.grads)
         self._state = state
@@ -146,11 +153,12 @@ class Trainer:
         self.clipped += norm > limit
         self.position += self.options.bptt
         self.seconds += time.perf_counter() - begun
-        if self.position < len(self.inputs):
-            return False
-        self.position, self._state = 0, None
-        self.epoch += 1
-        return True
+        ended = self.position >= len(self.inputs)
+        if ended:
+            self.position, self._state = 0, None
+            self.epoch += 1
+        self.whole = True
+        return ended
 
     def lr(self, done: float) -> float:
         options = self.options
@@ -246,11 +254,10 @@ def fit(
     epochs: int,
     seconds: float | None,
     checkpoint: str | os.PathLike[str] | None,
-    progress: Any,
+    report: Progress,
 ) -> list[dict[str, Any]]:
     """The run behind ``LanguageModel.fit``, which checks the arguments and explains them."""
     where = "LanguageModel.fit"
-    report = reporter(where, progress)
     trainer = Trainer(model, model._built("fit").encode(train), options, epochs)
     if model._training is not None:
         trainer.restore(where, model._training)
@@ -271,6 +278,8 @@ def fit(
             if ended or out_of_time:
                 _end_epoch(model, trainer, valid, checkpoint, report, ended)
     finally:
+        # However the run ended, it can be carried on from the weights as they are; not from half a step.
+        model._training = trainer.state() if trainer.whole else None
         report.close()
     return model.history
 
