@@ -4,8 +4,8 @@
     python benchmarks/beside_torch.py --table FILE      # prints the table of an earlier run
 
 Both sides get the same weights and run in turns in one process, after a warm-up; printed are medians, the spread
-(interquartile range over median), the ratio torch / fastrnn, and the largest difference of any output or gradient over the
-largest value. Shapes with T = 1 use `layer.stream` for inference, as a program that has one step at a time would.
+(interquartile range over median), the ratio torch / fastrnn, and the largest difference of any output or gradient over
+the largest value. Shapes with T = 1 use `layer.stream` for inference, as a program that has one step at a time would.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def row(result: dict) -> str:
 
 
 HEADER = (
-    "| T,B,I,H,L | cell | inference, ms: fastrnn / torch | ratio | forward + backward, ms: fastrnn / torch | ratio | error |\n"
+    "| T,B,I,H,L | cell | inference, ms: fastrnn / torch | ratio "
+    "| forward + backward, ms: fastrnn / torch | ratio | error |\n"
     "|---|---|---|---|---|---|---|"
 )
 

@@ -23,7 +23,7 @@ def main() -> int:
     # Only the last step has a gradient of its own: the array of all of them would double the memory.
     dstate = tuple(rng.standard_normal((1, batch, hidden), dtype=np.float32) for _ in "hc")
 
-    y, state, tape = layer.forward(x)
+    y, _, tape = layer.forward(x)
     last = y[-1].copy()
     dx, _ = layer.backward(tape, None, dstate)
     grads = {name: grad.copy() for name, grad in layer.grads.items()}

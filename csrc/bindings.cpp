@@ -253,7 +253,7 @@ class LockedStream {
 
  private:
   struct Lock {
-    explicit Lock(LockedStream& stream) : lock(stream.mutex_, std::try_to_lock) {
+    explicit Lock(LockedStream& stream) : lock(stream.own_mutex(), std::try_to_lock) {
       if (lock.owns_lock()) return;
       py::gil_scoped_release release;  // its holder may want the GIL back
       lock.lock();
@@ -270,7 +270,17 @@ class LockedStream {
     return {data, n};
   }
 
+  // Renewed after a fork: its holder, if any, stayed behind.
+  std::mutex& own_mutex() {
+    if (forks_ != fork_count()) {
+      new (&mutex_) std::mutex;
+      forks_ = fork_count();
+    }
+    return mutex_;
+  }
+
   std::mutex mutex_;
+  unsigned forks_ = fork_count();
   std::unique_ptr<Stream> stream_;
 };
 

@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
-import fastrnn
 import numpy as np
 import pytest
+
+import fastrnn
 
 T, B, I, H = 6, 3, 4, 5  # noqa: E741
 F4 = np.float32

@@ -2,10 +2,11 @@
 
 import threading
 
-import fastrnn
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+
+import fastrnn
 
 LAYERS = {
     "lstm": fastrnn.LSTM,

@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 
-import fastrnn
 import pytest
+
+import fastrnn
 from fastrnn import _core, config
 
 
@@ -45,7 +46,7 @@ def test_text_is_printed(capsys):
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match=r"^show_config: mode must be 'text' or 'dicts', got 'json'$"):
+    with pytest.raises(ValueError, match=r"^show_config: mode must be one of 'text', 'dicts', got 'json'$"):
         fastrnn.show_config("json")
 
 
@@ -182,6 +183,34 @@ def test_a_wrong_number_of_threads_in_the_environment_is_an_error(value):
     assert last.startswith("ValueError: ")
     assert "FASTRNN_NUM_THREADS" in last
     assert value in last
+
+
+def test_the_command_reports_the_environment_itself(tmp_path):
+    # As an installer writes it: the package is imported before main can catch anything.
+    script = tmp_path / "fastrnn"
+    script.write_text("import sys\nfrom fastrnn.cli import main\nsys.exit(main())\n")
+    wrong = [("FASTRNN_ISA", "foo"), ("FASTRNN_NUM_THREADS", "abc")]
+    for command in (["-m", "fastrnn"], ["-mfastrnn"], [str(script)]):
+        for name, value in wrong:
+            done = subprocess.run(
+                [sys.executable, *command, "info"], env=os.environ | {name: value}, capture_output=True, text=True
+            )
+            assert done.returncode == 2
+            assert done.stdout == ""
+            assert done.stderr.startswith("fastrnn: ")
+            assert name in done.stderr
+            assert value in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_another_module_run_by_name_is_not_the_command(tmp_path):
+    (tmp_path / "program.py").write_text("import fastrnn\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "program", "-m", "fastrnn"],
+        env=os.environ | {"FASTRNN_ISA": "foo"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: ")
 
 
 def test_importing_does_not_import_optional_libraries():

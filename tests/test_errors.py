@@ -1,12 +1,16 @@
 """Error messages of constructors, calls and backward, word for word, and that nothing has changed after one."""
 
+import copy
+import pickle
 import sys
+from types import SimpleNamespace
 
-import fastrnn
 import numpy as np
 import pytest
+
+import fastrnn
 from errors import BIG, F4, B, H, I, T, Tagged, environment, floats, params, raised, snapshot
-from fastrnn import functional, spec
+from fastrnn import _core, functional, spec
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ CPU_DTYPES = "dtype must be 'float32' or 'float64'"
             (lambda: GRU(4, 5, 0), ValueError, "gru: num_layers must be an integer >= 1, got 0"),
             (lambda: GRU(4.0, 5), TypeError, "gru: input_size must be an integer >= 1, got 4.0"),
             (lambda: RNN(True, 5), TypeError, "rnn: input_size must be an integer >= 1, got True"),
-            (lambda: RNN(np.True_, 5), TypeError, "rnn: input_size must be an integer >= 1, got np.True_"),
+            (lambda: RNN(np.True_, 5), TypeError, f"rnn: input_size must be an integer >= 1, got {np.True_!r}"),
             (lambda: RNN(4, "5"), TypeError, "rnn: hidden_size must be an integer >= 1, got '5'"),
             (lambda: RNN(4, 5, None), TypeError, "rnn: num_layers must be an integer >= 1, got None"),
             (lambda: LSTM(4, 5, proj_size=-1), ValueError, "lstm: proj_size must be an integer >= 0, got -1"),
@@ -48,7 +52,13 @@ CPU_DTYPES = "dtype must be 'float32' or 'float64'"
             ),
             (lambda: GRU(4, 5, 2, dropout=True), TypeError, "gru: dropout must be a number between 0 and 1, got True"),
             (lambda: GRU(4, 5, 2, dropout="0"), TypeError, "gru: dropout must be a number between 0 and 1, got '0'"),
-            (lambda: RNN(4, 5, 1, "selu"), ValueError, "rnn: nonlinearity must be 'tanh' or 'relu', got 'selu'"),
+            (lambda: RNN(4, 5, 1, "selu"), ValueError, "rnn: nonlinearity must be one of 'tanh', 'relu', got 'selu'"),
+            (
+                lambda: RNN(4, 5, nonlinearity=np.array(["tanh", "relu"])),
+                ValueError,
+                f"rnn: nonlinearity must be one of 'tanh', 'relu', got {np.array(['tanh', 'relu'])!r}",
+            ),
+            (lambda: RNN(4, 5, nonlinearity=[]), ValueError, "rnn: nonlinearity must be one of 'tanh', 'relu', got []"),
             (lambda: RNN(4, 5, dtype="int32"), ValueError, f"rnn: {CPU_DTYPES}, got 'int32'"),
             (lambda: RNN(4, 5, dtype="real"), ValueError, f"rnn: {CPU_DTYPES}, got 'real'"),
             (lambda: RNN(4, 5, dtype=None), TypeError, f"rnn: {CPU_DTYPES}, got None"),
@@ -178,6 +188,7 @@ def assert_usable(e):
 
 
 X = "lstm: x must have shape (T, B, input_size=4)"
+WIDE = np.dtype(np.int64).newbyteorder().str
 OR = " or, without a batch, (T, input_size=4)"
 
 CALLS = [
@@ -272,6 +283,16 @@ CALLS = [
     (lambda e: e.lstm(e.x, lengths=[1, True, 3]), TypeError, "lstm: lengths must be integers, got True at index 1"),
     (lambda e: e.lstm(e.x, lengths=[[1], [2]]), TypeError, "lstm: lengths must be integers, got [1] at index 0"),
     (lambda e: e.lstm(e.x, lengths=np.ones(3)), TypeError, "lstm: lengths must be integers, got dtype float64"),
+    (
+        lambda e: e.lstm(e.x, lengths=np.ones(3, WIDE)),
+        TypeError,
+        f"lstm: lengths must have native byte order, got dtype {WIDE!r}",
+    ),
+    (
+        lambda e: e.rnn.stream(3).select(np.ones(3, WIDE)),
+        TypeError,
+        f"rnn: rows must have native byte order, got dtype {WIDE!r}",
+    ),
     (lambda e: e.lstm(e.x, lengths=np.ones(3, bool)), TypeError, "lstm: lengths must be integers, got dtype bool"),
     (lambda e: e.lstm(e.x, lengths=6), TypeError, "lstm: lengths must be a list or an array of integers, got int"),
     (lambda e: e.lstm(e.x, lengths="666"), TypeError, "lstm: lengths must be a list or an array of integers, got str"),
@@ -347,6 +368,84 @@ def test_a_batch_that_cannot_be_allocated(batch_size):
         LSTM(I, H).stream(batch_size)
 
 
+def test_a_batch_beyond_what_is_counted(monkeypatch):
+    monkeypatch.setattr(spec, "_memory_limit", lambda: sys.maxsize)
+    raised(lambda: RNN(1, 1).stream(2**31), ValueError, "rnn: batch_size must be at most 2147483647, got 2147483648")
+
+
+@pytest.mark.parametrize("shape", [(2**31, 1), (1, 2**31), (2**40, 0), (0, 2**40)], ids=str)
+def test_an_x_beyond_what_is_counted(shape):
+    x = np.broadcast_to(F4(0), (*shape, 1))
+    for layer in (RNN(1, 1), LSTM(1, 1)):
+        for call in (layer, layer.forward):
+            with pytest.raises(ValueError, match=r": x must have T and B of at most 2147483647, got T=\d+, B=\d+$"):
+                call(x)
+    with pytest.raises(ValueError, match=rf"got T={shape[0]}, B={shape[1]}$"):
+        RNN(1, 1, batch_first=True)(x.swapaxes(0, 1))
+
+
+def test_a_call_that_cannot_be_allocated(env):
+    T, B = 2**20, 2**21
+    hint = f"a call with x of T={T}, B={B}, input_size=4 cannot be allocated: results need"
+    x = np.broadcast_to(F4(0), (T, B, I))
+    before = snapshot(env)
+    for call in (env.lstm, env.lstm.forward, lambda x: functional.forward("lstm", x, env.lstm.parameters)):
+        with pytest.raises(ValueError, match=rf"^lstm: {hint} \d+ bytes, available are \d+$"):
+            call(x)
+    assert snapshot(env) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
+def test_the_estimate_of_a_call_is_near_what_it_takes(monkeypatch, kind, options):
+    layer = kind(16, 64, **options, seed=0)
+    x = floats(50, 8, 16)
+    y, state, tape = layer.forward(x)
+    taken = y.nbytes + sum(s.nbytes for s in (state if kind is LSTM else (state,))) + tape.nbytes
+    monkeypatch.setattr(spec, "_memory_limit", lambda: taken)
+    layer.forward(x)
+    monkeypatch.setattr(spec, "_memory_limit", lambda: int(0.8 * taken))
+    with pytest.raises(ValueError, match="cannot be allocated"):
+        layer.forward(x)
+    layer.forward(x, lengths=[50, 1, 1, 1, 1, 1, 1, 1])
+    layer(x)
+
+
+def fails(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no threads"), KeyboardInterrupt()], ids=repr)
+def test_a_forward_that_fails_inside_leaves_the_generator(env, monkeypatch, error):
+    before = snapshot(env)
+    monkeypatch.setattr(_core, "forward", fails(error))
+    kind = ValueError if isinstance(error, MemoryError) else type(error)
+    with pytest.raises(kind) as info:
+        env.lstm.forward(env.x)
+    if kind is ValueError:
+        assert str(info.value) == ("lstm: a call with x of T=6, B=3, input_size=4 cannot be allocated: no memory left")
+    assert snapshot(env) == before
+
+
+def test_memory_that_runs_out_in_backward_or_select(env, monkeypatch):
+    before = snapshot(env)
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "backward", fails(MemoryError()))
+        raised(
+            lambda: env.lstm.backward(env.tape, env.dy),
+            ValueError,
+            "lstm: a call with x of T=6, B=3, input_size=4 cannot be allocated: no memory left",
+        )
+    assert snapshot(env) == before
+    assert_usable(env)
+    stream = env.rnn.stream(2)
+    stream._stream = SimpleNamespace(batch_size=2, select=fails(MemoryError()))
+    raised(lambda: stream.select([0, 1, 1]), ValueError, "rnn: batch_size=3 cannot be allocated: no memory left")
+
+
 # forward checks in the same way as the plain call; this is that it does so before it changes anything.
 @pytest.mark.parametrize(
     "kwargs",
@@ -369,6 +468,17 @@ def test_forward_fails_before_it_draws_a_seed(env, kwargs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Backward
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_tape_is_not_copied(env, duplicate):
+    raised(
+        lambda: duplicate(env.tape),
+        TypeError,
+        "lstm: a Tape cannot be copied or pickled: it serves one backward, in the process of its forward; "
+        "call forward again instead",
+    )
+    assert_usable(env)
 
 
 def consumed(e):
@@ -428,6 +538,17 @@ BACKWARD = [
         lambda e: e.lstm.backward(e.tape, e.dy, (e.h.astype("f8"), None)),
         TypeError,
         "lstm: dh_n must have dtype float32, got float64",
+    ),
+    (
+        lambda e: e.lstm.backward(e.tape, e.dy, need_dx=None),
+        TypeError,
+        "lstm: need_dx must be True or False, got None",
+    ),
+    (lambda e: e.lstm.backward(e.tape, e.dy, retain=1), TypeError, "lstm: retain must be True or False, got 1"),
+    (
+        lambda e: functional.backward(e.tape, e.dy, need_dx="no"),
+        TypeError,
+        "lstm: need_dx must be True or False, got 'no'",
     ),
     (
         lambda e: e.lstm.backward(None, e.dy),

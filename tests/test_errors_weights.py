@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from errors import BIG, F4, B, H, I, T, Tagged, environment, floats, params, raised, snapshot
 from fastrnn import GRU, LSTM, RNN, functional
 

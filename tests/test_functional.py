@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
 from fastrnn import functional
 from layering import B, I, T, assert_same, cells, make, normal, pair, random_state, train
-from numpy.testing import assert_allclose, assert_array_equal
 
 STACKS = [{}, {"num_layers": 3, "bias": False}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}]
 

@@ -123,17 +123,25 @@ LONG = [
     {"T": 300, "B": 31, "I": 3, "H": 130, "lengths": True, "bidirectional": True},
     {"T": 1000, "B": 1, "I": 3, "H": 130},
 ]
+LONG_PROJECTED = [
+    {"T": 150, "B": 31, "I": 3, "H": 130, "proj_size": 33},
+    {"T": 150, "B": 31, "I": 3, "H": 130, "proj_size": 33, "lengths": True, "bidirectional": True},
+]
+# The rectifier, whose loop is that of rnn_tanh, would meet its kink somewhere in so many numbers.
+LONG_CASES = [Case(cell, "float32", **options) for options in LONG for cell in ("lstm", "gru", "rnn_tanh")]
+LONG_CASES += [Case("lstm", "float32", **options) for options in LONG_PROJECTED]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-# The rectifier, whose loop is that of rnn_tanh, would meet its kink somewhere in so many numbers.
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-@pytest.mark.parametrize("options", LONG, ids=lambda options: str(Case(**options)).split(",", 2)[2])
-def test_long_sequences_equal_the_reference(isa, cell, options):
-    case = Case(cell, "float32", **options)
+@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+def test_long_sequences_equal_the_reference(isa, case):
     data, expected, allowed = helpers.drawn(case)
     with kernels(isa, threads=2):
-        helpers.assert_within(helpers.run(functional, case, data), expected, allowed)
+        values, tape = helpers.run_forward(functional, case, data)
+        whole = helpers.run_backward(functional, data, tape, retain=True)
+        helpers.assert_within(values | whole, expected, allowed)
+        without_dx = helpers.run_backward(functional, data, tape, need_dx=False)
+        helpers.assert_same_bits(without_dx, {name: a for name, a in whole.items() if name != "dx"})
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -2,13 +2,16 @@
 
 import doctest
 import inspect
+import threading
 import warnings
 
-import fastrnn
 import numpy as np
 import pytest
-from layering import B, H, I, T, assert_same, cells, make, normal, pair, random_state, train
 from numpy.testing import assert_allclose, assert_array_equal
+
+import fastrnn
+from fastrnn.validation import check_lengths
+from layering import B, H, I, T, assert_same, cells, make, normal, pair, random_state, train
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Construction
@@ -291,6 +294,42 @@ def test_lengths_may_be_any_integers(kind):
     assert_array_equal(layer(x, lengths=given)[0], layer(x, lengths=np.array([T, 0, 2]))[0])
     strided = np.array([T, 9, 0, 9, 2, 9])[::2]
     assert_array_equal(layer(x, lengths=strided)[0], layer(x, lengths=[T, 0, 2])[0])
+
+
+@pytest.mark.parametrize("given", [np.array([T, 0, 2]), np.array([T, 0, 2], np.uint64), [T, 0, 2]], ids=repr)
+def test_lengths_are_copied_before_they_are_checked(given):
+    copied = check_lengths(make()._spec, given, T, B, False)
+    given[1] = 100
+    assert_array_equal(copied, [T, 0, 2])
+    assert copied.dtype == np.int64
+    assert copied.flags.owndata
+    assert copied.flags.carray
+
+
+def test_lengths_written_by_another_thread():
+    layer, x, stop = make("gru"), normal(T, B, I), threading.Event()
+    lengths = np.array([T, 0, 2])
+    rows = np.array([0, 1, 2])
+    stream, messages = layer.stream(B), set()
+
+    def write():
+        while not stop.is_set():
+            lengths[1] = rows[1] = 10**12
+            lengths[1] = rows[1] = 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            for call in (lambda: layer(x, lengths=lengths), lambda: stream.select(rows)):
+                try:
+                    call()
+                except ValueError as error:
+                    messages.add(str(error))
+    finally:
+        stop.set()
+        writer.join()
+    assert all(m.endswith(f"got {10**12} at index 1") for m in messages)  # the check's words, none of the core's
 
 
 @cells

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from layering import B, H, I, T, cells, in_threads, make, normal, pair, random_state
 from numpy.testing import assert_allclose, assert_array_equal
+
+from layering import B, H, I, T, cells, in_threads, make, normal, pair, random_state
 
 
 @cells
@@ -114,3 +115,18 @@ def test_a_stream_survives_misuse_from_two_threads():
                 assert stream.step(x).shape == (B, H)
 
     assert in_threads(2, work) == [None, None]
+
+
+def test_selects_of_two_threads_leave_a_stream_in_order():
+    layer = make("gru")
+    stream = layer.stream(B)
+
+    def work(i):
+        for _ in range(200):
+            stream.select([0] * (i + 2))
+
+    assert in_threads(2, work) == [None, None]
+    batch = stream.batch_size
+    assert batch in (2, 3)
+    assert stream.step(normal(batch, I)).shape == (batch, H)
+    assert stream.state.shape == (1, batch, H)

@@ -2,10 +2,11 @@
 
 import warnings
 
-import fastrnn
 import numpy as np
 import pytest
 import torch
+
+import fastrnn
 
 T, B, I, H = 7, 4, 5, 6  # noqa: E741
 

@@ -2,16 +2,20 @@
 
 import copy
 import gc
+import os
 import pickle
+import signal
+import threading
 import warnings
 import weakref
 
-import fastrnn
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fastrnn
 from fastrnn import _core, functional
 from layering import B, H, I, T, assert_same, cells, in_threads, make, normal, random_state, train
-from numpy.testing import assert_allclose, assert_array_equal
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tapes and gradients
@@ -288,6 +292,40 @@ def test_of_two_threads_with_one_tape_one_wins(of_layer):
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_backward_leaves_the_layer_usable():
+    # Large enough that the other thread is in backward, and holds the layer's lock, nearly always.
+    layer = fastrnn.LSTM(64, 64, seed=0)
+    x, stop = normal(40, 16, 64, dtype="float32"), threading.Event()
+    y, _, tape = layer.forward(x)
+
+    def work():
+        while not stop.is_set():
+            layer.backward(tape, y, retain=True)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    signal.alarm(30)
+                    layer.backward(tape, y, retain=True)
+                    layer.zero_grad()
+                    y, _, own = layer.forward(x)
+                    layer.backward(own, y)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        worker.join()
 
 
 def test_workspaces_are_cached_for_live_layers_only():

@@ -101,6 +101,8 @@ class Count {
   std::condition_variable changed_;
 };
 
+std::atomic<unsigned> forks{0};
+
 // Members at work, in all teams together.
 std::atomic<int> busy_members{0};
 const int cpus = usable_cpus();
@@ -261,6 +263,7 @@ Pool& make_pool() {
   pthread_atfork(nullptr, nullptr, [] {
     new (pool_storage) Pool;
     busy_members.store(0);
+    forks.fetch_add(1);
   });
 #endif
   return *new (pool_storage) Pool;
@@ -291,6 +294,8 @@ std::atomic<int>& ceiling() {
 }
 
 }  // namespace
+
+unsigned fork_count() { return forks.load(std::memory_order_relaxed); }
 
 void Team::barrier(int tid) {
   if (size_ > 1) static_cast<Crew*>(this)->meet(tid);

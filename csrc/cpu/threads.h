@@ -44,6 +44,10 @@ void set_num_threads(int n);
 
 constexpr int kMaxThreads = 1024;
 
+// How many forks lie between the first process and this one. A lock taken under another number may be held by a thread
+// that does not exist here.
+unsigned fork_count();
+
 // Sets the floating-point state that the kernels are written for (denormals are zero, round to nearest, no traps) and
 // restores the caller's, so that neither side sees the other's.
 class FlushDenormals {

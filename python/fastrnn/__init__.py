@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import _core, functional, optim, reference
-from .config import show_config
+from . import functional, optim, reference
+from .config import check_environment, show_config
 from .layers import GRU, LSTM, RNN
 from .optim import clip_grad_norm
 from .threads import get_num_threads, release_memory, set_num_threads
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_core.config()  # reads FASTRNN_ISA and FASTRNN_NUM_THREADS: a wrong value is a ValueError of the import
+check_environment()  # FASTRNN_ISA and FASTRNN_NUM_THREADS: a wrong value is a ValueError of the import
 
 __all__ = [
     "GRU",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _core
+from .checks import check_choice
 
 #: Libraries that fastrnn or its extras work with, and the distributions that carry them.
 _LIBRARIES = {
@@ -41,12 +42,35 @@ def show_config(mode: str = "text") -> dict[str, Any] | None:
         >>> sorted(fastrnn.show_config(mode="dicts"))
         ['cuda', 'isa', 'libraries', 'machine', 'threads', 'version']
     """
-    if mode not in ("text", "dicts"):
-        raise ValueError(f"show_config: mode must be 'text' or 'dicts', got {mode!r}")
-    if mode == "dicts":
+    if check_choice("show_config", "mode", mode, ("text", "dicts")) == "dicts":
         return collect()
     print("\n".join(describe(collect())))
     return None
+
+
+def check_environment() -> None:
+    """Reads FASTRNN_ISA and FASTRNN_NUM_THREADS.
+
+    The command is let off here: its own errors are one line, and it meets this one again on its first use of the core.
+
+    Raises:
+        ValueError: a value that is not a number of threads, or an instruction set that this machine lacks.
+    """
+    try:
+        _core.config()
+    except ValueError:
+        if not _is_command():
+            raise
+
+
+def _is_command() -> bool:
+    # By how Python was started, as `python -m fastrnn` and the installed script both import the package before any
+    # code of the command runs. Taking a program of the same name for it only delays the error.
+    argv = getattr(sys, "argv", None) or [""]
+    if argv[0] != "-m":
+        return os.path.basename(argv[0]).removesuffix(".exe") == "fastrnn"
+    # "-m": the module is being looked for; in the original arguments its name precedes the same ones as here.
+    return sys.orig_argv[-len(argv)] in ("fastrnn", "-mfastrnn")
 
 
 def collect() -> dict[str, Any]:

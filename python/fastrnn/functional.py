@@ -16,15 +16,15 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from . import _core
 from .checks import check_flag, check_probability, check_size
-from .spec import Spec, spec_from_weights
+from .locks import ForkLock
+from .spec import Spec, describe_call, spec_from_weights
 from .validation import (
     Array,
     check_input,
@@ -32,6 +32,7 @@ from .validation import (
     check_output_grad,
     check_resets,
     check_states,
+    contiguous,
     gather,
 )
 
@@ -54,17 +55,17 @@ class Tape:
     of the kept activations, which is freed when the tape is consumed or dropped.
     """
 
-    __slots__ = ("_batch_first", "_lock", "_saved", "_spec", "_unbatched", "dropout_seed")
+    __slots__ = ("_batch_first", "_owner", "_saved", "_spec", "_unbatched", "dropout_seed")
 
     def __init__(
-        self, spec: Spec, saved: _Saved, unbatched: bool, batch_first: bool, dropout_seed: int | None, lock: Any
+        self, spec: Spec, saved: _Saved, unbatched: bool, batch_first: bool, dropout_seed: int | None, owner: ForkLock
     ) -> None:
         self._spec = spec
         self._saved: _Saved | None = saved
         self._unbatched = unbatched
         self._batch_first = batch_first
-        # A layer's tapes share the layer's lock, which also tells whose they are.
-        self._lock = lock
+        # A layer's tapes share the layer's, which also tells whose they are.
+        self._owner = owner
         #: The seed of the dropout masks; None where nothing was dropped.
         self.dropout_seed = dropout_seed
 
@@ -78,6 +79,13 @@ class Tape:
         """Bytes of kept activations, without x, y and the weights."""
         saved = self._saved
         return saved.reserve.nbytes if saved else 0
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        # For copy, deepcopy and pickle alike.
+        raise TypeError(
+            f"{self._spec.label}: a Tape cannot be copied or pickled: it serves one backward, in the process of its "
+            "forward; call forward again instead"
+        )
 
     def __repr__(self) -> str:
         return f"<Tape of {self._spec.cell}, {'consumed' if self.consumed else f'{self.nbytes} bytes'}>"
@@ -172,38 +180,50 @@ def run_forward(
     dropout: float = 0.0,
     dropout_seed: Any = None,
     training: bool = False,
-    draw_seed: Callable[[], int] | None = None,
-    lock: Any = None,
+    rng: np.random.Generator | None = None,
+    owner: ForkLock | None = None,
     memory: _core.Memory | None = None,
 ) -> tuple[Array, State, Tape | None]:
-    """``forward`` with spec, weights and options checked. draw_seed is asked for a dropout seed where one is needed
-    and none was given; lock and memory belong to the layer that calls."""
+    """``forward`` with spec, weights and options checked. rng gives the dropout seed where one is needed and none was
+    given; it, owner and memory belong to the layer that calls. After an error rng is as before."""
     x, unbatched = check_input(spec, x, batch_first)
     seq_len, batch, _ = x.shape
+    if lengths is not None:
+        lengths = check_lengths(spec, lengths, seq_len, batch, unbatched)
+    spec.check_call(x, lengths, training)
     h_0 = c_0 = None
     if state is not None:
         h_0, c_0 = check_states(spec, state, ("state", "h_0", "c_0"), batch, unbatched)
-    if lengths is not None:
-        lengths = check_lengths(spec, lengths, seq_len, batch, unbatched)
     if resets is not None:
         resets = check_resets(spec, resets, seq_len, batch, unbatched, batch_first)
     if dropout_seed is not None:
         dropout_seed = check_size(spec.label, "dropout_seed", dropout_seed, 0, 2**64 - 1)
 
     dtype = spec.dtype
-    y = np.empty((seq_len, batch, spec.output_size), dtype)
-    h_n = np.empty((spec.num_states, batch, spec.state_size), dtype)
-    c_n = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
-    if not training or not dropout or spec.num_layers == 1:
-        dropout, dropout_seed = 0.0, None
-    elif dropout_seed is None:
-        # Only now: a call that fails must not move a layer's generator.
-        dropout_seed = draw_seed() if draw_seed else secrets.randbits(64)
-
-    reserve = _core.forward(
-        spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training,
-        y, h_n, c_n, _core.get_num_threads(), memory,
-    )  # fmt: skip
+    rng_state = None
+    try:
+        x = contiguous(x)
+        y = np.empty((seq_len, batch, spec.output_size), dtype)
+        h_n = np.empty((spec.num_states, batch, spec.state_size), dtype)
+        c_n = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
+        if not training or not dropout or spec.num_layers == 1:
+            dropout, dropout_seed = 0.0, None
+        elif dropout_seed is None:
+            if rng is None:
+                dropout_seed = secrets.randbits(64)
+            else:
+                rng_state = rng.bit_generator.state
+                dropout_seed = int(rng.integers(0, 2**64, dtype=np.uint64))
+        reserve = _core.forward(
+            spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training,
+            y, h_n, c_n, _core.get_num_threads(), memory,
+        )  # fmt: skip
+    except BaseException as error:
+        if rng is not None and rng_state is not None:
+            rng.bit_generator.state = rng_state
+        if isinstance(error, MemoryError):
+            _refuse(spec, x)
+        raise
     tape = None
     if training:
         assert reserve is not None
@@ -211,7 +231,7 @@ def run_forward(
             if array is not None:
                 array.setflags(write=False)
         saved = _Saved(reserve, x, y, weights)
-        tape = Tape(spec, saved, unbatched, batch_first, dropout_seed, lock or threading.Lock())
+        tape = Tape(spec, saved, unbatched, batch_first, dropout_seed, owner or ForkLock())
     return _sequence(y, unbatched, batch_first), _state(h_n, c_n, unbatched), tape
 
 
@@ -230,7 +250,9 @@ def run_backward(
     are added to by one call at a time.
     """
     spec, unbatched, batch_first = tape._spec, tape._unbatched, tape._batch_first
-    with tape._lock:
+    need_dx = check_flag(spec.label, "need_dx", need_dx)
+    retain = check_flag(spec.label, "retain", retain)
+    with tape._owner.lock:
         saved = tape._saved
         if saved is None:
             raise ValueError(f"{spec.label}: tape has been consumed by an earlier backward; each serves one")
@@ -244,17 +266,25 @@ def run_backward(
         dweights = get_dweights(spec, weights)
 
         dtype = spec.dtype
-        dx = np.empty(x.shape, dtype) if need_dx else None
-        dh_0 = np.empty((spec.num_states, batch, spec.state_size), dtype)
-        dc_0 = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
-        _core.backward(
-            spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, dx, dh_0, dc_0, dweights,
-            _core.get_num_threads(), memory,
-        )  # fmt: skip
+        try:
+            dx = np.empty(x.shape, dtype) if need_dx else None
+            dh_0 = np.empty((spec.num_states, batch, spec.state_size), dtype)
+            dc_0 = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
+            _core.backward(
+                spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, dx, dh_0, dc_0, dweights,
+                _core.get_num_threads(), memory,
+            )  # fmt: skip
+        except MemoryError:
+            _refuse(spec, x)
         if not retain:
             tape._saved = None
     dx = None if dx is None else _sequence(dx, unbatched, batch_first)
     return dx, _state(dh_0, dc_0, unbatched), dweights
+
+
+def _refuse(spec: Spec, x: Array) -> NoReturn:
+    """In the place of a MemoryError."""
+    raise ValueError(f"{spec.label}: {describe_call(x)} cannot be allocated: no memory left") from None
 
 
 def _sequence(array: Array, unbatched: bool, batch_first: bool) -> Array:

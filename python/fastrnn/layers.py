@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .checks import check_flag, check_probability, check_size
+from .checks import check_choice, check_flag, check_probability, check_size
 from .functional import State, Tape, run_backward, run_forward
+from .locks import ForkLock
 from .spec import (
     Spec,
     check_device,
@@ -73,8 +73,8 @@ class _Recurrent:
 
     def _attach(self) -> None:
         """What belongs to this object alone, never to a copy of it."""
-        # Held by backward; a tape carries it to tell its layer.
-        self._lock = threading.Lock()
+        # Its lock is held by backward; a tape carries it to tell its layer.
+        self._owner = ForkLock()
         # The lease under which _core caches this layer's workspaces.
         self._memory = _core.Memory()
 
@@ -84,9 +84,6 @@ class _Recurrent:
         array *= 2 * bound
         array -= bound
         return array
-
-    def _draw_dropout_seed(self) -> int:
-        return int(self._rng.integers(0, 2**64, dtype=np.uint64))
 
     @property
     def input_size(self) -> int:
@@ -175,7 +172,7 @@ class _Recurrent:
         """
         y, state, tape = run_forward(
             self._spec, gather(self._spec, "parameters", self._parameters), x, state, lengths, resets,
-            self._batch_first, self._dropout, dropout_seed, True, self._draw_dropout_seed, self._lock, self._memory,
+            self._batch_first, self._dropout, dropout_seed, True, self._rng, self._owner, self._memory,
         )  # fmt: skip
         assert tape is not None
         return y, state, tape
@@ -202,7 +199,7 @@ class _Recurrent:
         label = self._spec.label
         if not isinstance(tape, Tape):
             raise TypeError(f"{label}: tape must be the Tape that forward returned, got {type(tape).__name__}")
-        if tape._lock is not self._lock:
+        if tape._owner is not self._owner:
             raise ValueError(f"{label}: tape must be one of this layer's, got one of another forward: {tape!r}")
         dx, dstate_0, _ = run_backward(tape, dy, dstate, self._own_grads, need_dx, retain, self._memory)
         return dx, dstate_0
@@ -216,7 +213,7 @@ class _Recurrent:
 
     def zero_grad(self) -> None:
         """Sets all gradients to zero, in place."""
-        with self._lock:
+        with self._owner.lock:
             for array in self._own_grads(self._spec, ()):
                 array.fill(0)
 
@@ -250,7 +247,7 @@ class _Recurrent:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_lock"], state["_memory"]
+        del state["_owner"], state["_memory"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -435,8 +432,7 @@ class RNN(_Recurrent):
         device: str = "cpu",
         seed: Any = None,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"rnn: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        nonlinearity = check_choice("rnn", "nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(
             f"rnn_{nonlinearity}", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0,
             dtype, device, seed,

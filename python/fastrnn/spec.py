@@ -19,6 +19,11 @@ from . import _core, config
 #: Rows of w_ih and w_hh per hidden unit.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
+#: Values per hidden unit and step that forward keeps for backward: gates, h's part of n in a GRU, c of an LSTM.
+_KEPT = {"lstm": 5, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
+#: The most time steps and rows of a batch that ``_core`` counts.
+MAX_COUNT = 2**31 - 1
+
 _CPU_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 _CUDA_DTYPES = ("float16", "bfloat16")
 # What Python and NumPy spend on an array besides its elements; matters only for absurd numbers of layers.
@@ -33,6 +38,8 @@ class Spec:
     """
 
     __slots__ = (
+        "_kept_size",
+        "_state_elements",
         "bias",
         "bidirectional",
         "cell",
@@ -76,6 +83,8 @@ class Spec:
         self.output_size = self.directions * self.state_size
         self.num_states = num_layers * self.directions
         self.has_c = cell == "lstm"
+        self._kept_size = self._kept_elements()
+        self._state_elements = self.num_states * (self.state_size + (hidden_size if self.has_c else 0))
         self.check_allocatable("weights and gradients", 2 * self._weight_bytes(), hint=self._sizes())
         self.shapes = tuple(self._weight_shapes())
         self.problem = _core.Problem(
@@ -96,6 +105,32 @@ class Spec:
             raise ValueError(
                 f"{self.label}: {hint} cannot be allocated: {what} need {size} bytes, available are {limit}"
             )
+
+    def check_call(self, x: np.ndarray, lengths: np.ndarray | None, training: bool) -> None:
+        """Refuses an x (T, B, I) of more than can be counted or of which memory could never hold what the call makes.
+
+        That is y, the states, a copy of x where one is needed and, training, the kept activations; a little less than
+        what is allocated in the end, which has room for padding and workspaces.
+        """
+        seq_len, batch, _ = x.shape
+        rows = seq_len * batch
+        elements = rows * self.output_size + batch * self._state_elements
+        if training:
+            elements += rows * self._kept_size
+        if not x.flags.c_contiguous:
+            elements += x.size
+        size = elements * self.dtype.itemsize
+        if seq_len > MAX_COUNT or batch > MAX_COUNT:
+            raise ValueError(f"{self.label}: x must have T and B of at most {MAX_COUNT}, got T={seq_len}, B={batch}")
+        if size > _memory_limit():
+            if training and lengths is not None:  # steps past a row's end are not kept
+                size -= (rows - int(lengths.sum())) * self._kept_size * self.dtype.itemsize
+            self.check_allocatable("results", size, describe_call(x))
+
+    def _kept_elements(self) -> int:
+        # With a projection, what it projects is kept too; y of the last layer is the caller's.
+        per_layer = (_KEPT[self.cell] + bool(self.proj_size)) * self.hidden_size * self.directions
+        return self.num_layers * per_layer + (self.num_layers - 1) * self.output_size
 
     def _sizes(self) -> str:
         sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}, num_layers={self.num_layers}"
@@ -177,6 +212,10 @@ def spec_from_weights(cell: str, weights: Mapping[str, np.ndarray]) -> Spec:
         cell, w_ih.dtype, w_ih.shape[1], hidden_size, proj_size, num_layers,
         "weight_ih_l0_reverse" in weights, "bias_ih_l0" in weights,
     )  # fmt: skip
+
+
+def describe_call(x: np.ndarray) -> str:
+    return "a call with x of T={}, B={}, input_size={}".format(*x.shape)
 
 
 def label_of(cell: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from . import _core
 from .checks import check_size
 from .functional import State
-from .spec import Spec
+from .spec import MAX_COUNT, Spec
 from .validation import Array, check_array, check_integers, check_states, contiguous
 
 _ndarray = np.ndarray
@@ -41,24 +40,23 @@ class Stream:
         try:
             self._stream = _core.Stream(spec.problem, weights, batch_size, _core.get_num_threads())
         except MemoryError:
-            raise ValueError(f"{spec.label}: batch_size={batch_size} cannot be allocated") from None
-        # Using a stream from two threads is a mistake, but not one to crash for.
-        self._lock = threading.Lock()
-        self._set_batch_size(batch_size)
+            self._refuse(batch_size)
 
     def _check_allocatable(self, batch_size: int) -> None:
         spec = self._spec
         elements = spec.num_layers * (spec.state_size + spec.hidden_size) + spec.input_size
-        self._spec.check_allocatable("states", batch_size * elements * spec.dtype.itemsize, f"batch_size={batch_size}")
+        spec.check_allocatable("states", batch_size * elements * spec.dtype.itemsize, f"batch_size={batch_size}")
+        if batch_size > MAX_COUNT:
+            raise ValueError(f"{spec.label}: batch_size must be at most {MAX_COUNT}, got {batch_size}")
 
-    def _set_batch_size(self, batch_size: int) -> None:
-        self._x_shape = (batch_size, self._spec.input_size)
-        self._y_shape = (batch_size, self._spec.state_size)
+    def _refuse(self, batch_size: int) -> NoReturn:
+        """In the place of a MemoryError."""
+        raise ValueError(f"{self._spec.label}: batch_size={batch_size} cannot be allocated: no memory left") from None
 
     @property
     def batch_size(self) -> int:
         """The number of rows stepped together."""
-        return self._y_shape[0]
+        return self._stream.batch_size
 
     def step(self, x_t: Array, out: Array | None = None) -> Array:
         """One step: x_t (B, I) -> y_t (B, H), the last layer's output; the state moves on.
@@ -70,19 +68,19 @@ class Stream:
         Raises:
             ValueError, TypeError: an array of another shape, dtype or layout. The state has not moved.
         """
-        spec = self._spec
-        with self._lock:
-            if type(x_t) is not _ndarray or x_t.dtype != spec.dtype:
-                x_t = check_array(spec.label, "x_t", x_t, spec.dtype)
-            if x_t.shape != self._x_shape:
-                batch, size = self._x_shape
-                raise ValueError(f"{spec.label}: x_t must have shape (B={batch}, input_size={size}), got {x_t.shape}")
-            x_t = contiguous(x_t)
-            if out is None:
-                out = np.empty(self._y_shape, spec.dtype)
-            else:
-                self._check_out(out, x_t)
-            self._stream.step(x_t, out)
+        spec, batch = self._spec, self._stream.batch_size
+        if type(x_t) is not _ndarray or x_t.dtype != spec.dtype:
+            x_t = check_array(spec.label, "x_t", x_t, spec.dtype)
+        if x_t.shape != (batch, spec.input_size):
+            raise ValueError(
+                f"{spec.label}: x_t must have shape (B={batch}, input_size={spec.input_size}), got {x_t.shape}"
+            )
+        x_t = contiguous(x_t)
+        if out is None:
+            out = np.empty((batch, spec.state_size), spec.dtype)
+        else:
+            self._check_out(out, x_t)
+        self._stream.step(x_t, out)
         return out
 
     def _check_out(self, out: Any, x_t: Array) -> None:
@@ -91,9 +89,9 @@ class Stream:
             raise TypeError(f"{spec.label}: out must be a numpy array, got {type(out).__name__}")
         if out.dtype != spec.dtype:
             check_array(spec.label, "out", out, spec.dtype)
-        if out.shape != self._y_shape:
-            batch, size = self._y_shape
-            raise ValueError(f"{spec.label}: out must have shape (B={batch}, {size}), got {out.shape}")
+        shape = (len(x_t), spec.state_size)
+        if out.shape != shape:
+            raise ValueError(f"{spec.label}: out must have shape (B={shape[0]}, {shape[1]}), got {out.shape}")
         flags = out.flags
         if not (flags.c_contiguous and flags.aligned and flags.writeable):
             raise ValueError(f"{spec.label}: out must be C-contiguous, aligned and writeable, got {_layout(out)}")
@@ -103,17 +101,15 @@ class Stream:
     @property
     def state(self) -> State:
         """A copy of the state: h (L, B, H), for LSTM the pair (h, c). Setting it copies too; None sets zeros."""
-        with self._lock:
-            h, c = self._empty_state()
-            self._stream.get_state(h, c)
+        h, c = self._empty_state()
+        self._stream.get_state(h, c)
         return h if c is None else (h, c)
 
     @state.setter
     def state(self, state: State) -> None:
-        with self._lock:
-            h, c = check_states(self._spec, state, ("state", "h", "c"), self.batch_size, unbatched=False)
-            zero_h, zero_c = self._empty_state(zero=True)
-            self._stream.set_state(zero_h if h is None else h, zero_c if c is None else c)
+        h, c = check_states(self._spec, state, ("state", "h", "c"), self.batch_size, unbatched=False)
+        zero_h, zero_c = self._empty_state(zero=True)
+        self._stream.set_state(zero_h if h is None else h, zero_c if c is None else c)
 
     def _empty_state(self, zero: bool = False) -> tuple[Array, Array | None]:
         spec, batch = self._spec, self.batch_size
@@ -123,16 +119,16 @@ class Stream:
 
     def reset(self, rows: Any = None) -> None:
         """Zeroes the state of these rows (a list or array of indices 0 <= row < B), of all where None."""
-        with self._lock:
-            self._stream.reset(None if rows is None else self._check_rows(rows))
+        self._stream.reset(None if rows is None else self._check_rows(rows))
 
     def select(self, rows: Any) -> None:
         """Keeps these rows in this order, repeats allowed: the batch size becomes len(rows). For beam search."""
-        with self._lock:
-            rows = self._check_rows(rows)
-            self._check_allocatable(len(rows))
+        rows = self._check_rows(rows)
+        self._check_allocatable(len(rows))
+        try:
             self._stream.select(rows)
-            self._set_batch_size(len(rows))
+        except MemoryError:
+            self._refuse(len(rows))
 
     def _check_rows(self, rows: Any) -> Array:
         batch = self.batch_size

@@ -49,7 +49,7 @@ def contiguous(array: Array) -> Array:
 
 
 def check_input(spec: Spec, x: Any, batch_first: bool) -> tuple[Array, bool]:
-    """x as (T, B, I), C-contiguous, and whether it came unbatched as (T, I)."""
+    """x as (T, B, I), not yet ``contiguous``, and whether it came unbatched as (T, I)."""
     if type(x) is not _ndarray or x.dtype != spec.dtype:
         x = check_array(spec.label, "x", x, spec.dtype)
     ndim = x.ndim
@@ -67,7 +67,7 @@ def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: 
     axes, text = _leading_axes(seq_len, batch, unbatched, batch_first)
     if dy.shape != (*axes, spec.output_size):
         raise ValueError(f"{spec.label}: dy must have y's shape ({text}, {spec.output_size}), got {dy.shape}")
-    return _time_major(dy, unbatched, batch_first)
+    return contiguous(_time_major(dy, unbatched, batch_first))
 
 
 def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> tuple[tuple[int, ...], str]:
@@ -79,8 +79,8 @@ def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) 
 
 
 def _time_major(array: Array, unbatched: bool, batch_first: bool) -> Array:
-    """The caller's layout as (T, B, ...), C-contiguous."""
-    return contiguous(array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array)
+    """The caller's layout as (T, B, ...), a view."""
+    return array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array
 
 
 def check_states(spec: Spec, state: Any, names: tuple[str, str, str], batch: int, unbatched: bool) -> States:
@@ -118,8 +118,12 @@ def _check_state(spec: Spec, name: str, value: Any, size: int, batch: int, unbat
 
 
 def check_integers(label: str, name: str, values: Any, low: int, high: int, bound: str) -> Array:
-    """A list, tuple or array of integers as an int64 vector, each low <= value <= high. ``bound`` names the maximum."""
+    """A list, tuple or array of integers as an int64 vector, each low <= value <= high. ``bound`` names the maximum.
+
+    Always a copy, taken before the check: what another thread writes into ``values`` meanwhile cannot get past it.
+    """
     if isinstance(values, (list, tuple)):
+        values = tuple(values)
         array = np.empty(len(values), np.int64)
         for i, value in enumerate(values):
             try:
@@ -137,11 +141,14 @@ def check_integers(label: str, name: str, values: Any, low: int, high: int, boun
         raise TypeError(f"{label}: {name} must be integers, got dtype {values.dtype}")
     if values.ndim != 1:
         raise ValueError(f"{label}: {name} must have one dimension, got shape {values.shape}")
+    if not values.dtype.isnative:
+        raise TypeError(f"{label}: {name} must have native byte order, got dtype {values.dtype.str!r}")
+    values = np.array(values, order="C")
     bad = (values < low) | (values > high)
     if bad.any():
         i = int(bad.argmax())
         _out_of_range(label, name, low, bound, int(values[i]), i)
-    return np.ascontiguousarray(values, np.int64)
+    return values.astype(np.int64, copy=False)
 
 
 def _out_of_range(label: str, name: str, low: int, bound: str, value: int, index: int) -> NoReturn:
@@ -167,7 +174,7 @@ def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: b
     if resets.shape != axes:
         text += "," if unbatched else ""
         raise ValueError(f"{spec.label}: resets must have shape ({text}), got {resets.shape}")
-    return _time_major(resets, unbatched, batch_first)
+    return contiguous(_time_major(resets, unbatched, batch_first))
 
 
 def gather(spec: Spec, what: str, mapping: Mapping[str, Any]) -> list[Array]:

@@ -396,7 +396,9 @@ class LanguageModel:
             h = stream.step(self.embed.parameters["weight"][token : token + 1])
             logits = self.output.forward(h)[0]
             if not np.isfinite(logits).all():
-                raise FloatingPointError("LanguageModel.generate: the model's outputs are not finite; check its weights")
+                raise FloatingPointError(
+                    "LanguageModel.generate: the model's outputs are not finite; check its weights"
+                )
             logits[UNKNOWN] = -np.inf
             token = sampler.draw(logits, rng)
             yield token
