@@ -19,7 +19,7 @@ from fastrnn import cli, demo, reference
 
 def run(*args: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "fastrnn", *args]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, **options)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, **options)
 
 
 def test_info():
@@ -103,7 +103,7 @@ def test_failures_are_one_line(monkeypatch, capsys, error, status, line):
 
 def test_reader_that_goes_away():
     command = f"{sys.executable} -m fastrnn info --json | head -c 1"
-    result = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8", timeout=60)
+    result = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8", timeout=300)
     assert result.stdout == "{"
     assert result.stderr == ""
 
@@ -114,7 +114,7 @@ def test_ctrl_c():
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     assert process.stdout.readline().startswith("text: ")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in err
 

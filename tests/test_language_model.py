@@ -1,41 +1,24 @@
-"""LanguageModel: gradients, learning, carried state, scores, generation, files and every refusal."""
+"""LanguageModel: gradients, learning, carried state, scores, generation, vocabulary and every refusal."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn.models import CharVocabulary, LanguageModel
-from fastrnn.models import checkpoint as checkpoint_module
-from fastrnn.models import progress as progress_module
 from fastrnn.models.nn import Dropout, Embedding, Linear, cross_entropy, cross_entropy_backward
 from fastrnn.models.sampling import Sampler
 from fastrnn.models.training import Options, Trainer, streams
-
-TEXT = "hello world, how are you? well, well. " * 12
-QUICK = {"batch_size": 4, "bptt": 16, "lr": 0.02, "progress": False}
-
-
-def tiny(**options) -> LanguageModel:
-    return LanguageModel(**{"embedding": 6, "hidden": 12, "seed": 3, **options})
+from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 
 
 @pytest.fixture(scope="module")
 def trained() -> LanguageModel:
-    model = tiny(layers=2, dropout=0.1)
-    model.fit(TEXT, epochs=4, **QUICK)
-    return model
-
-
-def weights_equal(a: LanguageModel, b: LanguageModel) -> bool:
-    one, other = a.state_dict(), b.state_dict()
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    return tiny_trained()
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -253,86 +236,6 @@ def test_stops_at_a_loss_that_is_not_finite():
     assert all(np.array_equal(before[name], array, equal_nan=True) for name, array in model.state_dict().items())
 
 
-# -- resume ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "schedule": "cosine"}])
-def test_resume_is_exact(tmp_path, optimizer):
-    options = QUICK | optimizer
-
-    class Stop:
-        def start(self, total, title):
-            assert total == 32
-
-        def update(self, done, figures):
-            if done == 19:  # in the middle of the third epoch: resumes at its start
-                raise KeyboardInterrupt
-
-        def message(self, text):
-            pass
-
-        def close(self):
-            self.closed = True
-
-    whole = tiny(layers=2, dropout=0.2)
-    expected = whole.fit(TEXT, epochs=4, **options)
-    stopped, stop = tiny(layers=2, dropout=0.2), Stop()
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit(TEXT, epochs=4, checkpoint=tmp_path, **options | {"progress": stop})
-    assert stop.closed
-    resumed = LanguageModel.load(tmp_path)
-    history = resumed.fit(TEXT, epochs=4, resume=True, **options)
-    assert weights_equal(resumed, whole)
-    assert [record["loss"] for record in history] == [record["loss"] for record in expected]
-    assert resumed.fit(TEXT, epochs=4, resume=True, **options) == history  # nothing is left to do
-
-
-def test_resume_within_an_epoch_is_exact(tmp_path):
-    def trainer(model):
-        options = Options.checked("t", 4, 16, "adam", None, 0.0, 0.0, 1.0, "constant", 0)
-        return Trainer(model, model.vocabulary.encode(TEXT), options, epochs=2)
-
-    for cell in ("lstm", "gru"):
-        model = tiny(cell=cell, layers=2, dropout=0.3)
-        model.build(TEXT)
-        run = trainer(model)
-        for _ in range(5):
-            run.step(0.0)
-        model._training = run.state()
-        model.save(tmp_path)
-        other = LanguageModel.load(tmp_path)
-        resumed = trainer(other)
-        resumed.restore("t", other._training)
-        for _ in range(6):
-            assert run.step(0.0) == resumed.step(0.0)
-        assert weights_equal(model, other)
-        assert run.nats == resumed.nats
-        assert run.epoch == resumed.epoch == 1
-
-
-def test_resume_refuses_another_run(trained, tmp_path):
-    trained.save(tmp_path)
-
-    def resume(text=TEXT, epochs=6, **options):
-        LanguageModel.load(tmp_path).fit(text, epochs=epochs, resume=True, **QUICK | options)
-
-    with pytest.raises(ValueError, match=r"LanguageModel\.fit: resume needs the same lr=0.02, got 0.01"):
-        resume(lr=0.01)
-    with pytest.raises(ValueError, match="resume needs the same batch_size=4, got 5"):
-        resume(batch_size=5)
-    with pytest.raises(ValueError, match=r"resume needs the same train text: 456 tokens, got 456"):
-        resume(text=TEXT[::-1])
-    cosine = tiny()
-    cosine.fit(TEXT, epochs=1, schedule="cosine", **QUICK)
-    with pytest.raises(ValueError, match="resume needs the same epochs=1 with schedule='cosine', got 2"):
-        cosine.fit(TEXT, epochs=2, schedule="cosine", resume=True, **QUICK)
-    trained.save(tmp_path, training=False)
-    with pytest.raises(ValueError, match="resume needs a model with training state"):
-        resume()
-    with pytest.raises(ValueError, match="resume needs a model with training state"):
-        tiny().fit(TEXT, resume=True, **QUICK)
-
-
 # -- use ---------------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +327,23 @@ def test_sampler_cuts_the_distribution():
         assert Sampler(temperature=1e-300).draw(logits[:4], np.random.default_rng(0)) == 1
 
 
+def test_weights_that_are_not_finite_are_not_hidden():
+    model = LanguageModel(embedding=4, hidden=5, seed=0)
+    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
+    model.parameters[0]["weight"][...] = np.nan
+    with np.errstate(all="ignore"):
+        assert np.isnan(model.evaluate("hello world")["perplexity"])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model.generate("hello", 3)
+
+
+def test_top_p_zero_is_refused():
+    model = LanguageModel(embedding=4, hidden=5, seed=0)
+    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
+    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, got 0"):
+        model.generate("hello", 3, top_p=0.0)
+
+
 # -- vocabulary --------------------------------------------------------------------------------------------------------
 
 
@@ -448,222 +368,6 @@ def test_vocabulary():
     for symbols in ("", "ba", "aa", ["ab"], [1]):
         with pytest.raises(ValueError, match=r"^CharVocabulary: symbols must be"):
             CharVocabulary(symbols)
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def test_save_and_load_to_the_bit(trained, tmp_path):
-    folder = tmp_path / "new" / "model"
-    trained.save(folder)
-    trained.save(folder)
-    loaded = LanguageModel.load(folder)
-    assert weights_equal(trained, loaded)
-    assert loaded.config == trained.config
-    assert loaded.vocabulary == trained.vocabulary
-    assert loaded.history == trained.history
-    assert np.array_equal(loaded.score(TEXT), trained.score(TEXT))
-    assert loaded.generate("he", 20, seed=1) == trained.generate("he", 20, seed=1)
-    names = sorted(os.listdir(folder))  # one archive of each kind: old ones are gone
-    assert [name.split("-")[0] for name in names] == ["model.json", "training", "weights"]
-    trained.save(folder, training=False)
-    assert len(os.listdir(folder)) == 2
-    with np.load(folder / sorted(os.listdir(folder))[1], allow_pickle=False) as archive:
-        assert set(archive.files) == set(trained.state_dict())
-
-
-@pytest.mark.parametrize(
-    "options", [{"tie": True, "embedding": 12}, {"cell": "gru", "dtype": "float64"}, {"cell": "rnn"}]
-)
-def test_save_and_load_every_kind(tmp_path, options):
-    model = tiny(**options)
-    model.build(TEXT)
-    model.save(tmp_path)
-    assert weights_equal(LanguageModel.load(tmp_path), model)
-
-
-@pytest.mark.parametrize("failing", ["write", "sync", "first rename", "last rename"])
-def test_failed_save_leaves_the_old_model(trained, tmp_path, monkeypatch, failing):
-    old = tiny()
-    old.build(TEXT)
-    old.save(tmp_path)
-    before = sorted(os.listdir(tmp_path))
-    full = OSError(28, "No space left on device")
-    calls = []
-
-    def fail(*args):
-        calls.append(args)
-        if failing == "last rename" and not str(args[1]).endswith("model.json"):
-            return real(*args)
-        raise full
-
-    target, name = {"write": (np, "savez"), "sync": (os, "fsync")}.get(failing, (os, "replace"))
-    real = getattr(target, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, lambda *args, **kwargs: fail(*args))
-        with pytest.raises(OSError, match="No space left"):
-            trained.save(tmp_path)
-    assert calls
-    assert weights_equal(LanguageModel.load(tmp_path), old)
-    assert not [entry for entry in os.listdir(tmp_path) if entry.startswith(".")]
-    if failing != "last rename":
-        assert sorted(os.listdir(tmp_path)) == before
-    trained.save(tmp_path)  # removes what the failed one left
-    assert weights_equal(LanguageModel.load(tmp_path), trained)
-    assert len(os.listdir(tmp_path)) == 3
-
-
-def edit(folder, change):
-    path = folder / "model.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def set_at(*keys):
-    *path, last, value = keys
-
-    def change(data):
-        for key in path:
-            data = data[key]
-        data[last] = value
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (set_at("format", "other"), "is not a fastrnn.LanguageModel"),
-        (set_at("version", 2), "must have version 1, got 2"),
-        (set_at("files", None), "files is missing"),
-        (set_at("files", "weights", "sha256", "0" * 64), "truncated or changed"),
-        (set_at("files", "weights", "name", "../weights-0123456789ab.npz"), "bad entry for 'weights'"),
-        (set_at("files", "weights", "name", "/etc/passwd"), "bad entry for 'weights'"),
-        (set_at("files", "weights", None), "bad entry for 'weights'"),
-        (lambda data: data["files"].pop("weights"), "state must have the names"),
-        (set_at("config", "hidden", 13), "must have shape"),
-        (set_at("config", "layers", 1), "state must have the names"),
-        (set_at("config", "hidden", 10**15), "is damaged: lstm: "),
-        (set_at("config", "hidden", "12"), "hidden must be an integer"),
-        (set_at("config", "dtype", "float64"), "must be an array of float64, got float32"),
-        (set_at("config", "level", "word"), "level must be 'char', got 'word'"),
-        (set_at("config", "extra", 1), "unexpected keyword argument 'extra'"),
-        (lambda data: data["config"].pop("cell"), "config must have the keys"),
-        (set_at("config", []), "it has no config"),
-        (set_at("vocabulary", "symbols", "abc"), "must have shape"),
-        (set_at("vocabulary", {}), "CharVocabulary: expected"),
-        (set_at("history", 3), "history must be a list"),
-    ],
-)
-def test_load_refuses_a_changed_index(trained, tmp_path, change, message):
-    trained.save(tmp_path)
-    edit(tmp_path, change)
-    with pytest.raises(ValueError, match=message) as caught:
-        LanguageModel.load(tmp_path)
-    assert str(caught.value).startswith("LanguageModel.load: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda data: data["training"].pop("rng"),
-        set_at("training", "rng", {"bit_generator": "MT19937"}),
-        set_at("training", "progress", None),
-        set_at("training", "optimizer", "lr", -1),
-        lambda data: data["files"].pop("training"),
-    ],
-)
-def test_resume_refuses_a_changed_training_state(trained, tmp_path, change):
-    trained.save(tmp_path)
-    edit(tmp_path, change)
-    model = LanguageModel.load(tmp_path)
-    with pytest.raises(ValueError, match=r"^LanguageModel\.fit: the training state is damaged: ") as caught:
-        model.fit(TEXT, epochs=6, resume=True, **QUICK)
-    assert "\n" not in str(caught.value)
-    assert weights_equal(model, trained)
-
-
-def test_load_refuses_damaged_files(trained, tmp_path):
-    def refused(kind, message):
-        with pytest.raises(kind, match=message) as caught:
-            LanguageModel.load(tmp_path)
-        assert "\n" not in str(caught.value)
-
-    refused(FileNotFoundError, "holds no saved model: model.json is missing")
-    trained.save(tmp_path)
-    (weights,) = tmp_path.glob("weights-*.npz")
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-100])
-    refused(ValueError, "truncated or changed")
-    weights.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
-    refused(ValueError, "truncated or changed")
-    weights.unlink()
-    refused(FileNotFoundError, "weights-.*npz is missing")
-    for text in ("", "{", "[1]", "\udc80" * 3, "[" * 100_000):
-        (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        refused(ValueError, "model.json is (damaged: not JSON|not a fastrnn.LanguageModel)")
-
-
-def test_load_never_unpickles(tmp_path):
-    model = tiny()
-    model.build(TEXT)
-    bad = np.empty(1, object)
-    bad[0] = os.system
-    data = {"config": model.config, "vocabulary": model.vocabulary.to_dict(), "history": []}
-    checkpoint_module.write(tmp_path, "fastrnn.LanguageModel", data, {"weights": {"embedding.weight": bad}})
-    with pytest.raises(ValueError, match=r"weights-.*npz is damaged"):
-        LanguageModel.load(tmp_path)
-
-
-def test_weights_load_into_torch(trained):
-    torch = pytest.importorskip("torch")
-    state = {name: torch.from_numpy(array) for name, array in trained.state_dict().items()}
-
-    def part(name):
-        return {key.removeprefix(name + "."): value for key, value in state.items() if key.startswith(name + ".")}
-
-    embedding = torch.nn.Embedding(len(trained.vocabulary), trained.embedding)
-    recurrent = torch.nn.LSTM(trained.embedding, trained.hidden, trained.layers)
-    output = torch.nn.Linear(trained.hidden, len(trained.vocabulary))
-    for module, name in ((embedding, "embedding"), (recurrent, "recurrent"), (output, "output")):
-        module.load_state_dict(part(name))
-    ids = torch.from_numpy(trained.vocabulary.encode(TEXT[:60]).astype(np.int64))
-    logits = output(recurrent(embedding(ids[:-1]))[0])
-    expected = -torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
-    np.testing.assert_allclose(trained.score(TEXT[:60]), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------
-
-
-def test_progress_lines(capsys, monkeypatch):
-    lines = progress_module.Lines(interval=0.0)
-    monkeypatch.setattr(progress_module, "Lines", lambda: lines)
-    tiny().fit(TEXT, TEXT, epochs=1, **QUICK | {"progress": True})
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "training: 1/8 (12%)" in err
-    assert "epoch 1/1: loss" in err
-    assert "tokens/s" in err
-
-
-def test_progress_bar(capsys, monkeypatch):
-    pytest.importorskip("rich")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert isinstance(progress_module.reporter("t", True), progress_module.Bar)
-    tiny().fit(TEXT, epochs=1, **QUICK | {"progress": True})
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "epoch 1/1: loss" in err
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert isinstance(progress_module.reporter("t", True), progress_module.Lines)
-
-
-def test_progress_refuses():
-    with pytest.raises(TypeError, match="progress must be True, False or an object with start, update, message, close"):
-        tiny().fit(TEXT, **QUICK | {"progress": "yes"})
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -785,70 +489,3 @@ def test_load_state_dict_refuses_and_changes_nothing(trained):
 def test_is_exported():
     assert fastrnn.LanguageModel is LanguageModel
     assert repr(tiny()).startswith("LanguageModel(level='char', cell='lstm', embedding=6, hidden=12")
-
-
-# -- interrupted and failing runs --------------------------------------------------------------------------------------
-
-
-class _StopAt:
-    """A reporter that interrupts the run after so many steps."""
-
-    def __init__(self, step):
-        self._step = step
-
-    def start(self, total, title):
-        pass
-
-    def update(self, done, figures):
-        if done == self._step:
-            raise KeyboardInterrupt
-
-    def message(self, text):
-        pass
-
-    def close(self):
-        pass
-
-
-@pytest.mark.parametrize("step", [1, 7, 10])
-def test_a_run_interrupted_between_steps_goes_on_as_if_it_had_not_been(step):
-    text = "hello world, how are you? well, well. " * 12
-    options = {"batch_size": 4, "bptt": 16, "lr": 0.02, "epochs": 2}
-
-    def tiny():
-        return LanguageModel(embedding=6, hidden=12, layers=2, dropout=0.3, seed=3)
-
-    whole = tiny()
-    whole.fit(text, progress=False, **options)
-    model = tiny()
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(text, progress=_StopAt(step), **options)
-    model.fit(text, resume=True, progress=False, **options)
-    for name, array in whole.state_dict().items():
-        np.testing.assert_array_equal(model.state_dict()[name], array)
-
-
-def test_an_argument_that_is_refused_leaves_the_training_state():
-    text = "hello world " * 10
-    model = LanguageModel(embedding=4, hidden=5, seed=0)
-    model.fit(text, epochs=1, batch_size=2, bptt=8, progress=False)
-    with pytest.raises(TypeError, match="progress"):
-        model.fit(text, epochs=2, batch_size=2, bptt=8, progress=3)
-    model.fit(text, epochs=2, batch_size=2, bptt=8, progress=False, resume=True)
-
-
-def test_weights_that_are_not_finite_are_not_hidden():
-    model = LanguageModel(embedding=4, hidden=5, seed=0)
-    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
-    model.parameters[0]["weight"][...] = np.nan
-    with np.errstate(all="ignore"):
-        assert np.isnan(model.evaluate("hello world")["perplexity"])
-    with pytest.raises(FloatingPointError, match="not finite"):
-        model.generate("hello", 3)
-
-
-def test_top_p_zero_is_refused():
-    model = LanguageModel(embedding=4, hidden=5, seed=0)
-    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
-    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, got 0"):
-        model.generate("hello", 3, top_p=0.0)
