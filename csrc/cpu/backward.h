@@ -11,8 +11,6 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-constexpr int64_t kOuterRows = 128;  // rows of x and h packed at a time for the weight gradients: a panel stays in L1
-
 template <class T, template <class> class CellOf>
 class BackwardLayer {
   using Cell = CellOf<SimdMath<T>>;
@@ -56,7 +54,6 @@ class BackwardLayer {
       }
       weight_gradients(c);
       if (a.dx) {
-        team.barrier(tid);
         input_gradient(c);
         team.barrier(tid);
       }
@@ -147,14 +144,16 @@ class BackwardLayer {
       const int64_t j = order[i];
       const int nv = state_panels.nv(j);
       const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
-      gemm(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
-           [&](int64_t first, int64_t count, const T* tile) {
-             for (int64_t r = 0; r < count; r++) {
-               for (int v = 0; v < nv; v++) {
-                 store(partial(tid, j * kMaxVectors + v, first + r), load(tile + (r * nv + v) * w));
-               }
-             }
-           });
+      gemm_in_pieces(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
+                     [&](bool add, int64_t first, int64_t count, const T* tile) {
+                       for (int64_t r = 0; r < count; r++) {
+                         for (int v = 0; v < nv; v++) {
+                           T* out = partial(tid, j * kMaxVectors + v, first + r);
+                           const V product = load(tile + (r * nv + v) * w);
+                           store(out, add ? load(out) + product : product);
+                         }
+                       }
+                     });
     }
   }
 
@@ -228,54 +227,74 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
+  // All threads pack x and h of some rows, then each multiplies them by the gate gradients of its units.
   void weight_gradients(int64_t c) {
     const int64_t end = s.offset[s.chunk_step[c + 1]];
-    int64_t t = s.chunk_step[c];
-    for (int64_t row = chunk_row0; row < end; row += kOuterRows) {
-      const int64_t n = min(kOuterRows, end - row);
-      T* x_columns =
-          static_cast<T*>(a.columns) + tid * columns_size(a.input_size, a.state_size, a.projected * a.hidden_size);
-      T* h_columns = x_columns + input_panels.vectors() * w * kOuterRows;
-      T* m_columns = h_columns + state_panels.vectors() * w * kOuterRows;
-      for (int64_t i = 0; i < n; i++) {
+    T* x_columns = static_cast<T*>(a.columns);
+    T* h_columns = x_columns + input_panels.vectors() * w * a.outer_rows;
+    T* m_columns = h_columns + state_panels.vectors() * w * a.outer_rows;
+    for (int64_t row = chunk_row0; row < end; row += a.outer_rows) {
+      const int64_t n = min(a.outer_rows, end - row);
+      const Range own = share(n, team, tid);
+      for (int64_t i = own.begin; i < own.end; i++) {
         pack_columns(static_cast<const T*>(a.x) + (row + i) * a.x_stride, input_panels, i, n, x_columns);
-      }
-      pack_previous_states(row, n, t, h_columns);
-      for (int64_t u = units.begin; u < units.end; u++) {
-        const int64_t valid = valid_lanes<T>(a.hidden_size, u);
-        for (int slot = 0; slot < kSlots; slot++) {
-          const int64_t gate_row = Cell::gate_of_slot(slot) * a.hidden_size + u * w;
-          const Rows<T> transposed{dgates.at(u, row - chunk_row0) + slot * w, 1, GateBlock<T, kSlots>::kRow, 0};
-          if (G::from_x(slot)) add_outer(transposed, valid, n, x_columns, input_panels, a.grads.w_ih, gate_row);
-          if (G::from_h(slot)) add_outer(transposed, valid, n, h_columns, state_panels, a.grads.w_hh, gate_row);
-        }
-      }
-      if (a.projected) {
-        for (int64_t i = 0; i < n; i++) {
+        if (a.projected) {
           pack_columns(static_cast<const T*>(a.hidden) + (row + i) * blocks * w, unit_panels, i, n, m_columns);
         }
-        for (int64_t sb = states.begin; sb < states.end; sb++) {
-          add_outer({dhidden(row) + sb * w, 1, state_width(), 0}, valid_lanes<T>(a.state_size, sb), n, m_columns,
-                    unit_panels, a.grads.w_hr, sb * w);
+      }
+      pack_previous_states(c, row, own, n, h_columns);
+      team.barrier(tid);
+      outer_products(Cell::kXSlot, row, n, x_columns, input_panels, a.grads.w_ih);
+      outer_products(Cell::kHSlot, row, n, h_columns, state_panels, a.grads.w_hh);
+      if (a.projected) {
+        for (int64_t j = 0; j < unit_panels.count(); j++) {
+          for (int64_t sb = states.begin; sb < states.end; sb++) {
+            add_outer({dhidden(row) + sb * w, 1, state_width(), 0}, valid_lanes<T>(a.state_size, sb), n, m_columns,
+                      unit_panels, j, [&](int64_t i) { return row_of(a.grads.w_hr, unit_panels, sb * w + i, j); });
+          }
+        }
+      }
+      team.barrier(tid);
+    }
+  }
+
+  // Rows of this thread's units of a gate matrix += (gate gradients, transposed) x (packed columns). A panel of columns
+  // stays in cache while the gate gradients pass.
+  void outer_products(int first_slot, int64_t row, int64_t n, const T* columns, const ColumnPanels<T>& panels,
+                      void* matrix) {
+    for (int64_t j = 0; j < panels.count(); j++) {
+      for (int64_t u = units.begin; u < units.end; u++) {
+        const int64_t valid = valid_lanes<T>(a.hidden_size, u);
+        const int together = valid == w ? Cell::kGates : 1;  // gates whose units lie side by side
+        for (int gate = 0; gate < Cell::kGates; gate += together) {
+          const int slot = first_slot + gate;
+          add_outer({dgates.at(u, row - chunk_row0) + slot * w, 1, GateBlock<T, kSlots>::kRow, 0}, together * valid, n,
+                    columns, panels, j, [&](int64_t i) {
+                      const int64_t unit = u * w + i % w;
+                      return row_of(matrix, panels, Cell::gate_of_slot(slot + int(i / w)) * a.hidden_size + unit, j);
+                    });
         }
       }
     }
   }
 
-  // matrix rows first_row.. += (transposed rows) x (packed columns)
-  void add_outer(const Rows<T>& transposed, int64_t rows, int64_t n, const T* columns, const ColumnPanels<T>& panels,
-                 void* matrix, int64_t first_row) {
-    for (int64_t j = 0; j < panels.count(); j++) {
-      const int nv = panels.nv(j);
-      const int64_t column = panels.first_column(j);
-      gemm(transposed, rows, 1, n, {columns + panels.offset(j, n), nv, nullptr},
-           [&](int64_t first, int64_t count, const T* tile) {
-             for (int64_t r = 0; r < count; r++) {
-               add_tile_row(tile + r * nv * w, nv, panels.n - column,
-                            static_cast<T*>(matrix) + (first_row + first + r) * panels.n + column);
-             }
-           });
-    }
+  T* row_of(void* matrix, const ColumnPanels<T>& panels, int64_t row, int64_t j) const {
+    return static_cast<T*>(matrix) + row * panels.n + panels.first_column(j);
+  }
+
+  // out(i) += row i of (transposed) x (columns of panel j)
+  template <class Out>
+  FASTRNN_INLINE void add_outer(const Rows<T>& transposed, int64_t rows, int64_t n, const T* columns,
+                                const ColumnPanels<T>& panels, int64_t j, Out&& out) {
+    const int nv = panels.nv(j);
+    gemm(transposed, rows, 1, n, {columns + panels.offset(j, n), nv, nullptr},
+         [&](int64_t first, int64_t count, const T* tile) {
+           for (int64_t r = first + count; r < min(rows, first + 2 * count);
+                r++) {  // the next tile's, while it is summed
+             for (int v = 0; v < nv; v++) __builtin_prefetch(out(r) + v * w, 1);
+           }
+           for (int64_t r = 0; r < count; r++) add_tile_row(tile + r * nv * w, nv, panels.columns(j), out(first + r));
+         });
   }
 
   static FASTRNN_INLINE void add_tile_row(const T* tile, int nv, int64_t columns, T* out) {
@@ -285,6 +304,10 @@ class BackwardLayer {
     }
   }
 
+  static FASTRNN_INLINE void put_tile_row(const T* tile, int nv, int64_t columns, T* out) {
+    for (int v = 0; v < nv; v++) store_first(out + v * w, load(tile + v * w), min(w, columns - v * w));
+  }
+
   static void pack_columns(const T* source, const ColumnPanels<T>& panels, int64_t i, int64_t n, T* columns) {
     for (int64_t j = 0; j < panels.count(); j++) {
       const int nv = panels.nv(j);
@@ -292,15 +315,16 @@ class BackwardLayer {
     }
   }
 
-  // h_{t-1} of rows row..row+n; t: a step at or before the one of `row`, moved on to it.
-  void pack_previous_states(int64_t row, int64_t n, int64_t& t, T* columns) {
-    for (int64_t i = 0; i < n;) {
+  // h_{t-1} of rows row + own, in chunk c.
+  void pack_previous_states(int64_t c, int64_t row, Range own, int64_t n, T* columns) {
+    int64_t t = s.chunk_step[c];
+    for (int64_t i = own.begin; i < own.end;) {
       while (s.offset[t + 1] <= row + i) t++;
       const int64_t before = a.reverse ? (t + 1 < s.seq_len ? t + 1 : -1) : t - 1;
       Source<T> source[2];
       const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, true, t, before, source);
       for (int k = 0; k < found; k++) {
-        for (int64_t b = row + i - s.offset[t]; i < n && b < source[k].rows.end; b++, i++) {
+        for (int64_t b = row + i - s.offset[t]; i < own.end && b < source[k].rows.end; b++, i++) {
           pack_columns(source[k].h + (b - source[k].rows.begin) * source[k].h_stride, state_panels, i, n, columns);
         }
       }
@@ -320,19 +344,17 @@ class BackwardLayer {
                          dgates.block_stride()};
       const T* next = j + 1 < panels ? input_panel(j + 1) : nullptr;
       T* dx = static_cast<T*>(a.dx) + (chunk_row0 + part.begin) * a.x_stride + column;
-      gemm(from, part.size(), blocks, kXWidth, {input_panel(j), nv, next},
-           [&](int64_t first, int64_t count, const T* tile) {
-             for (int64_t r = 0; r < count; r++) {
-               T* out = dx + (first + r) * a.x_stride;
-               if (a.add_dx) {
-                 add_tile_row(tile + r * nv * w, nv, a.input_size - column, out);
-               } else {
-                 for (int v = 0; v < nv; v++) {
-                   store_first(out + v * w, load(tile + (r * nv + v) * w), min(w, a.input_size - column - v * w));
-                 }
-               }
-             }
-           });
+      gemm_in_pieces(from, part.size(), blocks, kXWidth, {input_panel(j), nv, next},
+                     [&](bool add, int64_t first, int64_t count, const T* tile) {
+                       for (int64_t r = 0; r < count; r++) {
+                         T* out = dx + (first + r) * a.x_stride;
+                         if (add || a.add_dx) {
+                           add_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+                         } else {
+                           put_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+                         }
+                       }
+                     });
     }
   }
 
@@ -348,10 +370,10 @@ class BackwardLayer {
     }
   }
 
+  // Elements of BackwardArgs::columns for one row.
  public:
   static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
-    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w *
-           kOuterRows;
+    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
   }
 
  private:

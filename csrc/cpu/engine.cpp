@@ -9,6 +9,9 @@ namespace fastrnn {
 
 namespace {
 
+// Rows that a pass over the weight gradients sums: enough to be worth reading and writing the whole matrices.
+constexpr int64_t kOuterRows = 512;
+
 // Packed weights of the widest layer, in elements; forward and backward panels take the same room.
 struct PanelSizes {
   PanelSizes(const Problem& problem, const Geometry& g) {
@@ -170,6 +173,7 @@ struct BackwardPass {
   const Plan& plan() const { return reserve.plan; }
   bool drops() const { return reserve.dropout.p > 0; }
   int64_t width() const { return problem.directions * problem.state_size(); }
+  int64_t outer_rows() const { return std::max<int64_t>(1, std::min(kOuterRows, plan().most_chunk_rows())); }
   size_t row_bytes(int64_t n) const { return size_t(n) * geometry().element; }
 
   void plan_workspace(Layout& layout, int threads) {
@@ -196,8 +200,9 @@ struct BackwardPass {
     dhidden = layout.add(problem.proj_size ? bytes(plan().most_chunk_rows() * g.state_blocks * g.width) : 0);
     bias_sums = layout.add(bytes(g.gate_row));
     const int64_t input = std::max(problem.input_size, problem.num_layers > 1 ? width() : 0);
-    columns = layout.add(bytes(threads * reserve.kernels->columns_size(input, problem.state_size(),
-                                                                       problem.proj_size ? problem.hidden_size : 0)));
+    columns =
+        layout.add(bytes(outer_rows() * reserve.kernels->columns_size(input, problem.state_size(),
+                                                                      problem.proj_size ? problem.hidden_size : 0)));
   }
 
   // Gradients of a layer's output: of the top one the user's; below, the dx of the layer above, in turns.
@@ -244,6 +249,7 @@ struct BackwardPass {
         a.dhidden = at(workspace, dhidden);
         a.bias_sums = at(workspace, bias_sums);
         a.columns = at(workspace, columns);
+        a.outer_rows = outer_rows();
         layers.push_back(a);
       }
     }

@@ -177,6 +177,26 @@ FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t
   }
 }
 
+// A panel that should stay in the second-level cache while the rows pass.
+constexpr int64_t kPanelBytes = 160 << 10;
+
+// The same for a panel of any length, cut into such pieces: epilogue(add, first_row, tile_rows, tile), `add` after the
+// first piece.
+template <class T, class Epilogue>
+FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t k_per_block,
+                                   const Panel<T>& panel, Epilogue&& epilogue) {
+  const int64_t block_size = k_per_block * panel.nv * kWidth<T>;
+  const int64_t most = max(1, kPanelBytes / (block_size * int64_t(sizeof(T))));
+  const int64_t pieces = rows > kMaxRows ? (blocks + most - 1) / most : 1;
+  for (int64_t i = 0; i < pieces; i++) {
+    const int64_t begin = blocks * i / pieces, end = blocks * (i + 1) / pieces;
+    const T* next = i + 1 < pieces ? panel.data + end * block_size : panel.next;
+    gemm(Rows<T>{a.data + begin * a.block_stride, a.row_stride, a.k_stride, a.block_stride}, rows, end - begin,
+         k_per_block, {panel.data + begin * block_size, panel.nv, next},
+         [&](int64_t first, int64_t count, const T* tile) { epilogue(i > 0, first, count, tile); });
+  }
+}
+
 // ---- panels
 
 // Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.

@@ -72,7 +72,8 @@ struct BackwardArgs : LayerArgs {
   void* partial;    // [2][threads][state blocks][B][W]
   void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t
   void* bias_sums;  // [nb][S][W]
-  void* columns;    // [threads][columns_size]: packed x and h of a block of rows
+  void* columns;    // [outer_rows][columns_size]: packed x and h of a block of rows, for the weight gradients
+  int64_t outer_rows;
 };
 
 struct CellKernels {
@@ -84,7 +85,7 @@ struct CellKernels {
 struct Kernels {
   int width;
   CellKernels cells[kCellTypes];                             // by CellType
-  int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // BackwardArgs::columns of one thread, in elements
+  int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
 };
 
 // By Dtype. Those not compiled in do not exist.

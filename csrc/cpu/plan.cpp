@@ -11,7 +11,7 @@ namespace {
 
 // A chunk's gates should stay in the cache between the input product and the recurrence, and its weight gradients
 // should sum enough rows to be worth reading and writing the whole matrix.
-constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 256;
+constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 512;
 
 // Splitting the batch: a tile wants some rows to work on, and W_hh should leave room in a second-level cache of 1 MB.
 constexpr int64_t kRowsPerThread = 4, kSharedWeightBytes = 768 << 10;
