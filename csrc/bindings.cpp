@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/limits.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 #include "fastrnn.h"
@@ -114,6 +115,12 @@ Problem make_problem(const std::string& cell, const std::string& dtype, int64_t 
   p.directions = bidirectional ? 2 : 1;
   p.bias = bias;
   return p;
+}
+
+void check_probe(int threads, double seconds) {
+  if (threads < 1 || threads > kMaxThreads || !(seconds >= 0 && seconds < 1e6)) {
+    throw py::value_error("_core: threads or seconds out of range");
+  }
 }
 
 std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0,
@@ -342,6 +349,27 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &num_threads);
   m.def("release_memory", &release_memory);
   m.def("cached_bytes", &cached_bytes);
+  m.def(
+      "peak_flops",
+      [](const std::string& dtype, int threads, double seconds) {
+        const Dtype of = Dtype(index_of(kDtypeNames, dtype, "dtype"));
+        check_probe(threads, seconds);
+        py::gil_scoped_release release;
+        return peak_flops(of, threads, seconds);
+      },
+      "dtype"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "read_bandwidth",
+      [](int64_t bytes_per_thread, int threads, double seconds) {
+        check_probe(threads, seconds);
+        if (bytes_per_thread < 1 || bytes_per_thread > int64_t(1) << 34) {
+          throw py::value_error("_core: bytes_per_thread out of range");
+        }
+        py::gil_scoped_release release;
+        return read_bandwidth(bytes_per_thread, threads, seconds);
+      },
+      "bytes_per_thread"_a, "threads"_a, "seconds"_a);
+  m.def("round_trip", &round_trip, "seconds"_a, py::call_guard<py::gil_scoped_release>());
   m.def("set_isa", [](const std::string& isa) { set_current(isa); }, "isa"_a);
   m.def("config", [] {
     return py::dict("isa"_a = name(current()), "isa_compiled"_a = names(compiled()),

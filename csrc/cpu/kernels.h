@@ -86,6 +86,8 @@ struct Kernels {
   int width;
   CellKernels cells[kCellTypes];                             // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
+  int64_t (*fma_chains)(int64_t rounds, void* sink);         // returns the operations done
+  void (*read_once)(const void* data, int64_t bytes, void* sink);
 };
 
 // By Dtype. Those not compiled in do not exist.

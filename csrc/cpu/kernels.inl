@@ -11,6 +11,7 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/math.h"
+#include "cpu/probe.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -26,7 +27,9 @@ constexpr Kernels kernels() {
   return {kWidth<T>,
           {cell_kernels<T, LstmCell>(), cell_kernels<T, GruCell>(), cell_kernels<T, RnnTanhCell>(),
            cell_kernels<T, RnnReluCell>()},
-          &BackwardLayer<T, LstmCell>::columns_size};
+          &BackwardLayer<T, LstmCell>::columns_size,
+          &fma_chains<T>,
+          &read_once<T>};
 }
 
 }  // namespace FASTRNN_ISA
