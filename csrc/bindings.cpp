@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -22,16 +23,27 @@ namespace {
 
 using Shape = std::initializer_list<int64_t>;
 
-// A C-contiguous array of exactly this dtype and shape.
+// Whether it is C-contiguous and of exactly this dtype and shape.
+bool fits(const py::array& array, char kind, int64_t item_size, Shape shape) {
+  constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const py::dtype dtype = array.dtype();
+  if (dtype.kind() != kind || dtype.itemsize() != item_size || dtype.byteorder() == '>' ||
+      (array.flags() & kLayout) != kLayout || array.ndim() != py::ssize_t(shape.size())) {
+    return false;
+  }
+  py::ssize_t i = 0;
+  for (const int64_t n : shape) {
+    if (array.shape(i++) != n) return false;
+  }
+  return true;
+}
+
 py::array checked(const py::handle& object, const char* name, char kind, int64_t item_size, Shape shape) {
   if (!py::isinstance<py::array>(object)) throw py::type_error(std::string("_core: ") + name + " must be an array");
   auto array = py::reinterpret_borrow<py::array>(object);
-  bool fits = array.dtype().kind() == kind && array.itemsize() == item_size && array.dtype().byteorder() != '>' &&
-              (array.flags() & py::array::c_style) && (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) &&
-              array.ndim() == py::ssize_t(shape.size());
-  py::ssize_t i = 0;
-  for (const int64_t n : shape) fits = fits && array.shape(i++) == n;
-  if (!fits) throw py::value_error(std::string("_core: ") + name + " has another dtype, layout or shape than expected");
+  if (!fits(array, kind, item_size, shape)) {
+    throw py::value_error(std::string("_core: ") + name + " has another dtype, layout or shape than expected");
+  }
   return array;
 }
 
@@ -53,21 +65,16 @@ const T* required(const T* pointer, const char* name, bool empty) {
   return pointer;
 }
 
-// Arrays of all layers and directions, in order; get turns one into a pointer.
-template <class Entry, class Get>
-std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
-  const size_t each = 2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0);
-  const size_t entries = size_t(problem.num_layers * problem.directions);
-  if (arrays.size() != each * entries) throw py::value_error("_core: wrong number of weight arrays");
+size_t weight_count(const Problem& problem) {
+  return size_t(problem.num_layers * problem.directions) * (2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0));
+}
+
+// Entries of all layers and directions, each made of take(name, shape), which is called in the order of the arrays.
+template <class Entry, class Take>
+std::vector<Entry> weight_entries(const Problem& problem, Take&& take) {
   const int64_t rows = problem.gates() * problem.hidden_size, state = problem.state_size();
-  std::vector<Entry> list(entries);
-  size_t next = 0;
-  const auto take = [&](const char* name, Shape shape) {
-    const py::object array = arrays[next++];
-    if (array.is_none()) throw py::value_error(std::string("_core: ") + name + " is missing");
-    return get(array, name, shape);
-  };
-  for (size_t i = 0; i < entries; i++) {
+  std::vector<Entry> list(size_t(problem.num_layers * problem.directions));
+  for (size_t i = 0; i < list.size(); i++) {
     Entry& e = list[i];
     e.w_ih = take("w_ih", {rows, problem.layer_input_size(int64_t(i) / problem.directions)});
     e.w_hh = take("w_hh", {rows, state});
@@ -78,6 +85,74 @@ std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, G
     if (problem.proj_size) e.w_hr = take("w_hr", {problem.proj_size, problem.hidden_size});
   }
   return list;
+}
+
+// The same of a list of arrays; get turns one into a pointer.
+template <class Entry, class Get>
+std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
+  if (arrays.size() != weight_count(problem)) throw py::value_error("_core: wrong number of weight arrays");
+  size_t next = 0;
+  return weight_entries<Entry>(problem, [&](const char* name, Shape shape) {
+    const py::object array = arrays[next++];
+    if (array.is_none()) throw py::value_error(std::string("_core: ") + name + " is missing");
+    return get(array, name, shape);
+  });
+}
+
+bool is_plain_array(const py::handle& object) {
+  return Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+}
+
+// The arrays of a dict in the order of `names`; None where it holds anything else than exactly the arrays that the
+// kernels can read. Then the caller finds out what is wrong.
+py::object gather(const Problem& problem, const py::dict& mapping, const py::tuple& names) {
+  struct Entry {
+    bool w_ih, w_hh, b_ih, b_hh, w_hr;
+  };
+  const size_t count = weight_count(problem);
+  if (mapping.size() != count || names.size() != count) return py::none();
+  py::list arrays(count);
+  size_t next = 0;
+  bool good = true;
+  weight_entries<Entry>(problem, [&](const char*, Shape shape) {
+    if (!good) return false;
+    const auto array = py::reinterpret_steal<py::object>(PyObject_GetItem(mapping.ptr(), names[next].ptr()));
+    if (!array) PyErr_Clear();
+    good = array && is_plain_array(array) &&
+           fits(py::reinterpret_borrow<py::array>(array), 'f', int64_t(problem.element_size()), shape);
+    arrays[next++] = array;
+    return good;
+  });
+  return good ? py::object(arrays) : py::none();
+}
+
+// Whether every one of `targets` is writeable and shares no memory with another target or one of `others`, as far as
+// that can be told quickly.
+bool writeable_apart(const py::list& targets, const py::list& others) {
+  struct Span {
+    const char *begin, *end;
+    bool target;
+  };
+  std::vector<Span> spans;
+  spans.reserve(targets.size() + others.size());
+  for (const py::list* list : {&targets, &others}) {
+    const bool target = list == &targets;
+    for (const py::handle object : *list) {
+      if (!is_plain_array(object)) return false;
+      const auto array = py::reinterpret_borrow<py::array>(object);
+      if (!(array.flags() & py::array::c_style) || (target && !array.writeable())) return false;
+      const char* begin = static_cast<const char*>(array.data());
+      spans.push_back({begin, begin + array.nbytes(), target});
+    }
+  }
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  const char *target_end = nullptr, *end = nullptr;
+  for (const Span& span : spans) {
+    if (span.begin < (span.target ? end : target_end)) return false;
+    end = std::max(end, span.end);
+    if (span.target) target_end = std::max(target_end, span.end);
+  }
+  return true;
 }
 
 std::vector<Weights> input_weights(const Problem& problem, const py::list& arrays) {
@@ -330,6 +405,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   py::class_<Reserve>(m, "Reserve").def_property_readonly("nbytes", &Reserve::bytes);
 
+  m.def("gather", &gather, "problem"_a, "mapping"_a, "names"_a);
+  m.def("writeable_apart", &writeable_apart, "targets"_a, "others"_a);
   m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a,
         "dropout"_a, "dropout_seed"_a, "training"_a, "y"_a, "h_n"_a, "c_n"_a, "num_threads"_a, "memory"_a);
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,

@@ -51,6 +51,12 @@ class Reserve:
     @property
     def nbytes(self) -> int: ...
 
+def gather(problem: Problem, mapping: dict[str, Any], names: tuple[str, ...]) -> list[_Array] | None:
+    """The arrays of a stack in order, or None where anything about the dict is not as it should be."""
+
+def writeable_apart(targets: list[_Array], others: list[Any]) -> bool:
+    """Whether targets are writeable and clearly apart, in memory, from each other and from others."""
+
 def forward(
     problem: Problem,
     x: _Array,  # (T, B, I)
@@ -106,6 +112,15 @@ def release_memory() -> None:
     """Frees cached workspaces; memory in use is not touched."""
 
 def cached_bytes() -> int: ...
+def peak_flops(dtype: str, threads: int, seconds: float) -> float:
+    """Operations per second of all threads together; a fused multiply-add is two."""
+
+def read_bandwidth(bytes_per_thread: int, threads: int, seconds: float) -> float:
+    """Bytes per second of all threads together, each reading its own bytes again and again."""
+
+def round_trip(seconds: float) -> float:
+    """Seconds, the median: two threads answer each other once."""
+
 def config() -> dict[str, Any]: ...
 def set_isa(name: str) -> None:
     """Switches the kernels in use to "avx512", "avx2" or "portable": for tests."""

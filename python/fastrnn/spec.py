@@ -49,6 +49,7 @@ class Spec:
         "hidden_size",
         "input_size",
         "label",
+        "names",
         "num_layers",
         "num_states",
         "output_size",
@@ -87,6 +88,7 @@ class Spec:
         self._state_elements = self.num_states * (self.state_size + (hidden_size if self.has_c else 0))
         self.check_allocatable("weights and gradients", 2 * self._weight_bytes(), hint=self._sizes())
         self.shapes = tuple(self._weight_shapes())
+        self.names = tuple(name for name, _ in self.shapes)
         self.problem = _core.Problem(
             cell, dtype.name, input_size, hidden_size, proj_size, num_layers, bidirectional, bias
         )

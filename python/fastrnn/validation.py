@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from . import _core
 from .spec import Spec
 
 Array = np.ndarray
@@ -180,6 +181,11 @@ def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: b
 def gather(spec: Spec, what: str, mapping: Mapping[str, Any]) -> list[Array]:
     """The entries of a mapping of weights or gradients in ``_core``'s order, each looked at afresh: users may replace
     them between calls."""
+    if type(mapping) is dict:
+        found = _core.gather(spec.problem, mapping, spec.names)
+        if found is not None:
+            return found
+    # The same with words: finds out what is wrong.
     dtype = spec.dtype
     arrays = []
     for name, shape in spec.shapes:
@@ -223,15 +229,12 @@ def check_grads(
     """Gradients that backward may add to: writeable, apart from each other, from the weights that it reads and from the
     parameters of this moment."""
     arrays = gather(spec, "grads", grads)
+    if _core.writeable_apart(arrays, [*weights, *parameters.values()]):
+        return arrays
     for array, (name, _) in zip(arrays, spec.shapes, strict=True):
         if not array.flags.writeable:
             raise ValueError(f"{spec.label}: grads[{name!r}] must be writeable, got a read-only array")
-    others = [*weights, *(p for p in parameters.values() if isinstance(p, _ndarray))]
-    ids = {id(array) for array in arrays}
-    apart = len(ids) == len(arrays) and ids.isdisjoint(map(id, others))
-    # Arrays that own their data can only overlap by being the same one; the memory of views has to be looked up.
-    if not apart or not all(array.flags.owndata for array in (*arrays, *others)):
-        _check_apart(spec, arrays, others)
+    _check_apart(spec, arrays, [*weights, *(p for p in parameters.values() if isinstance(p, _ndarray))])
     return arrays
 
 
