@@ -25,7 +25,9 @@ def check_size(label: str, name: str, value: Any, low: int = 1, high: int | None
 
 
 def check_flag(label: str, name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{label}: {name} must be True or False, got {value!r}")
     return bool(value)
 

@@ -23,6 +23,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _KEPT = {"lstm": 5, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
 #: The most time steps and rows of a batch that ``_core`` counts.
 MAX_COUNT = 2**31 - 1
+_SURELY_FITS = 2**20  # elements, as all the arrays of a small call
 
 _CPU_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 _CUDA_DTYPES = ("float16", "bfloat16")
@@ -39,6 +40,7 @@ class Spec:
 
     __slots__ = (
         "_kept_size",
+        "_most_elements",
         "_state_elements",
         "bias",
         "bidirectional",
@@ -86,6 +88,7 @@ class Spec:
         self.has_c = cell == "lstm"
         self._kept_size = self._kept_elements()
         self._state_elements = self.num_states * (self.state_size + (hidden_size if self.has_c else 0))
+        self._most_elements = max(self.output_size + self._kept_size + input_size, self._state_elements)
         self.check_allocatable("weights and gradients", 2 * self._weight_bytes(), hint=self._sizes())
         self.shapes = tuple(self._weight_shapes())
         self.names = tuple(name for name, _ in self.shapes)
@@ -116,6 +119,8 @@ class Spec:
         """
         seq_len, batch, _ = x.shape
         rows = seq_len * batch
+        if (rows + seq_len + batch) * self._most_elements <= _SURELY_FITS:
+            return
         elements = rows * self.output_size + batch * self._state_elements
         if training:
             elements += rows * self._kept_size

@@ -64,19 +64,19 @@ def check_input(spec: Spec, x: Any, batch_first: bool) -> tuple[Array, bool]:
 
 def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> Array:
     """dy, which has y's shape, as (T, B, D*P), C-contiguous."""
-    dy = check_array(spec.label, "dy", dy, spec.dtype)
-    axes, text = _leading_axes(seq_len, batch, unbatched, batch_first)
-    if dy.shape != (*axes, spec.output_size):
-        raise ValueError(f"{spec.label}: dy must have y's shape ({text}, {spec.output_size}), got {dy.shape}")
+    if type(dy) is not _ndarray or dy.dtype != spec.dtype:
+        dy = check_array(spec.label, "dy", dy, spec.dtype)
+    axes = _leading_axes(seq_len, batch, unbatched, batch_first)
+    if dy.shape != (*axes.values(), spec.output_size):
+        expected = ", ".join([*(f"{axis}={n}" for axis, n in axes.items()), str(spec.output_size)])
+        raise ValueError(f"{spec.label}: dy must have y's shape ({expected}), got {dy.shape}")
     return contiguous(_time_major(dy, unbatched, batch_first))
 
 
-def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> tuple[tuple[int, ...], str]:
+def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> dict[str, int]:
     if unbatched:
-        return (seq_len,), f"T={seq_len}"
-    if batch_first:
-        return (batch, seq_len), f"B={batch}, T={seq_len}"
-    return (seq_len, batch), f"T={seq_len}, B={batch}"
+        return {"T": seq_len}
+    return {"B": batch, "T": seq_len} if batch_first else {"T": seq_len, "B": batch}
 
 
 def _time_major(array: Array, unbatched: bool, batch_first: bool) -> Array:
@@ -171,10 +171,10 @@ def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: b
     if spec.bidirectional:
         raise ValueError(f"{spec.label}: resets cannot be used with bidirectional=True")
     resets = check_array(spec.label, "resets", resets, np.dtype(np.bool_))
-    axes, text = _leading_axes(seq_len, batch, unbatched, batch_first)
-    if resets.shape != axes:
-        text += "," if unbatched else ""
-        raise ValueError(f"{spec.label}: resets must have shape ({text}), got {resets.shape}")
+    axes = _leading_axes(seq_len, batch, unbatched, batch_first)
+    if resets.shape != tuple(axes.values()):
+        expected = ", ".join(f"{axis}={n}" for axis, n in axes.items()) + ("," if unbatched else "")
+        raise ValueError(f"{spec.label}: resets must have shape ({expected}), got {resets.shape}")
     return contiguous(_time_major(resets, unbatched, batch_first))
 
 
