@@ -210,8 +210,8 @@ class ForwardLayer {
   FASTRNN_INLINE void put_state(int64_t t, int64_t b, int64_t column, V h, int64_t valid) {
     store_first(static_cast<T*>(a.y) + (s.offset[t] + b) * a.y_stride + column, h, valid);
     if (a.resets && t + 1 < s.seq_len && b < s.count[t + 1]) {
-      const int64_t next = s.offset[t + 1] + b;
-      store_first(static_cast<T*>(a.h_prev) + next * a.state_size + column, a.resets[next] ? V{} : h, valid);
+      T* next = static_cast<T*>(a.h_prev) + (h_prev_row(s, a.training, t + 1) + b) * a.state_size;
+      store_first(next + column, a.resets[s.offset[t + 1] + b] ? V{} : h, valid);
     }
   }
 

@@ -39,7 +39,7 @@ struct LayerArgs {
   int64_t x_stride;
   const void* h_0;        // (B, state_size), rows in the order of the batch as packed
   const uint8_t* resets;  // (rows) or null
-  void* h_prev;           // (rows, state_size): h_{t-1} with resets applied; only with resets
+  void* h_prev;  // (rows, state_size), inference (2 * B, state_size): h_{t-1} with resets applied; only with resets
   void* gates;
   void* cells;
   int64_t cell_rows;

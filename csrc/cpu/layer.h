@@ -56,23 +56,27 @@ struct Source {
   }
 };
 
+// Row of LayerArgs::h_prev where step t begins: backward needs every step's, inference the last two.
+FASTRNN_INLINE int64_t h_prev_row(const Steps& s, bool all_kept, int64_t t) {
+  return all_kept ? s.offset[t] : (t & 1) * s.batch;
+}
+
 // Sources of step t when `before` is the step processed before it (-1: none). Returns how many.
 template <class T>
-FASTRNN_INLINE int sources(const LayerArgs& a, const T* y, int64_t y_stride, bool all_cells_kept, int64_t t,
-                           int64_t before, Source<T>* out) {
+FASTRNN_INLINE int sources(const LayerArgs& a, const T* y, int64_t y_stride, bool all_kept, int64_t t, int64_t before,
+                           Source<T>* out) {
   const Steps& s = a.steps;
   const int64_t n = s.count[t], carried = before < 0 ? 0 : min(n, s.count[before]);
   int found = 0;
   if (carried > 0) {
-    out[found++] = {
-        {0, carried}, y + s.offset[before] * y_stride, y_stride, all_cells_kept ? s.batch + s.offset[before] : 0};
+    out[found++] = {{0, carried}, y + s.offset[before] * y_stride, y_stride, all_kept ? s.batch + s.offset[before] : 0};
   }
   if (carried < n) {
     out[found++] = {{carried, n}, static_cast<const T*>(a.h_0) + carried * a.state_size, a.state_size, carried};
   }
   if (a.resets) {  // h_{t-1} stands in a copy of its own, zeroed where reset
     for (int i = 0; i < found; i++) {
-      out[i].h = static_cast<const T*>(a.h_prev) + (s.offset[t] + out[i].rows.begin) * a.state_size;
+      out[i].h = static_cast<const T*>(a.h_prev) + (h_prev_row(s, all_kept, t) + out[i].rows.begin) * a.state_size;
       out[i].h_stride = a.state_size;
     }
   }

@@ -19,7 +19,7 @@ LayerSpaces::LayerSpaces(const Problem& problem, const Geometry& geometry, const
       d.gates = layout.add(bytes(keep ? plan.padded_rows() : plan.most_chunk_rows(), geometry.gate_row));
       if (has_cells) d.cells = layout.add(bytes(cell_rows, geometry.blocks * geometry.width));
       if (projected) d.hidden = layout.add(bytes(keep ? plan.rows() : plan.batch(), geometry.blocks * geometry.width));
-      if (plan.resets()) d.h_prev = layout.add(bytes(plan.rows(), problem.state_size()));
+      if (plan.resets()) d.h_prev = layout.add(bytes(keep ? plan.rows() : 2 * plan.batch(), problem.state_size()));
       d.h_0 = layout.add(bytes(plan.batch(), problem.state_size()));
       directions.push_back(d);
     }
