@@ -7,10 +7,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from . import show_config
+from . import get_num_threads, show_config, threads
+from .bench import shapes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +54,79 @@ def _demo(args: argparse.Namespace) -> None:
     demo.run(args.seconds, args.seed)
 
 
+def _thread_count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= threads._MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to {threads._MAX_THREADS}, got {text!r}")
+    return value
+
+
+def _shape(text: str) -> shapes.Shape:
+    try:
+        return shapes.Shape.parse(text)
+    except ValueError as error:  # argparse would not show its message
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _NamesOf:
+    """The type of an argument that takes some of these names, separated by commas; each counts once."""
+
+    def __init__(self, options: Iterable[str]) -> None:
+        self._options = tuple(options)
+
+    def __call__(self, text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        if not set(names) <= set(self._options):
+            raise argparse.ArgumentTypeError(f"must be some of {','.join(self._options)}, got {text!r}")
+        return names
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the layers beside every peer that is installed",
+        description="Times the layers, inference and training, beside torch, onnxruntime, openvino and NumPy, as far "
+        "as they are installed. The table has the median time of a call with the interquartile range, the ratio of the "
+        "times (above 1: fastrnn is faster), the time as a multiple of what this machine could do at best, and the "
+        "error. Each peer runs in processes of its own, which take turns.",
+    )
+    parser.add_argument(
+        "--cell", type=_NamesOf(shapes.CELLS), default=list(shapes.CELLS), metavar="LIST", help="lstm,gru,rnn (default)"
+    )
+    parser.add_argument(
+        "--shape", type=_shape, nargs="+", default=shapes.STANDARD, metavar="T,B,I,H,L",
+        help="steps, batch, input size, hidden size and layers of each row (default: ten standard shapes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", type=_NamesOf(shapes.MODES), default=list(shapes.MODES), metavar="LIST", help="infer,train (default)"
+    )
+    parser.add_argument(
+        "--threads", type=_thread_count, metavar="N", help="threads of each peer (default: as fastrnn info tells)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda is yet to come")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=3.0, metavar="N", help="time for each row and mode (default: 3)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results there, after each row")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from .bench import harness, report
+    from .spec import check_device
+
+    check_device("bench", args.device)
+    count = args.threads or get_num_threads()
+    settings = harness.Settings(args.cell, args.shape, args.mode, count, args.seconds)
+
+    def keep(document: report.Document) -> None:
+        if args.json:
+            report.write_json(args.json, document)
+
+    document = harness.run(settings, lambda line: print(line, file=sys.stderr, flush=True), keep)
+    report.show(document)
+
+
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="print versions, instruction sets, threads and devices")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
@@ -69,7 +143,7 @@ def _info(args: argparse.Namespace) -> None:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastrnn", description="Fused recurrent layers and the models built on them.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_demo, _add_info):
+    for add in (_add_demo, _add_bench, _add_info):
         add(commands)
     return parser
 

@@ -1,0 +1,80 @@
+"""Makes the Markdown tables of a run that `fastrnn bench --json FILE` has written.
+
+    python benchmarks/table.py FILE                    # prints them all
+    python benchmarks/table.py FILE --write README.md  # puts them where the README wants them
+
+A README wants a table where it has the lines
+
+    <!-- table: NAME -->
+    <!-- end -->
+
+with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused. What stands
+between the two lines is replaced; tables of other files stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from fastrnn.bench import report
+
+_PLACE = re.compile(r"^(<!-- table: (.+?) -->)$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+
+def make_tables(document: report.Document) -> dict[str, str]:
+    """The Markdown of each table by its name; those without rows are left out."""
+    tables = {
+        "infer": report.main_table(document, "infer"),
+        "train": report.main_table(document, "train"),
+        "paused": report.paused_table(document),
+    }
+    texts = {name: report.as_markdown(table) for name, table in tables.items() if table[1]}
+    return {"machine": report.describe(document)} | texts
+
+
+def fill(text: str, stem: str, tables: dict[str, str]) -> str:
+    """The text with the tables of this file in their places.
+
+    Raises:
+        ValueError: no place for any of them, a place for a table that the file lacks, or one without an end.
+    """
+    places = [match[2] for match in _PLACE.finditer(text)]
+    begun = re.findall(r"^<!-- table: (.+?) -->$", text, re.MULTILINE)
+    if places != begun:
+        raise ValueError(f"each of the places {', '.join(begun)} must have an end, '<!-- end -->', got {len(places)}")
+    wanted = [name.removeprefix(f"{stem}/") for name in places if name.startswith(f"{stem}/")]
+    if not wanted:
+        raise ValueError(f"there must be a line '<!-- table: {stem}/NAME -->', got none")
+    if unknown := set(wanted) - tables.keys():
+        raise ValueError(f"tables must be some of {', '.join(tables)}, got {', '.join(sorted(unknown))}")
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match[2].removeprefix(f"{stem}/")
+        return match[0] if name == match[2] else f"{match[1]}\n{tables[name]}\n<!-- end -->"
+
+    return _PLACE.sub(replacement, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the JSON of a run")
+    parser.add_argument("--write", type=Path, metavar="README", help="the file whose tables are replaced")
+    args = parser.parse_args()
+    try:
+        tables = make_tables(report.read_json(args.file))
+        if args.write is None:
+            print("\n\n".join(tables.values()))
+        else:
+            text = args.write.read_text(encoding="utf-8")
+            args.write.write_text(fill(text, args.file.stem, tables), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"table.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Where a run happened: machine, versions, commit, and the limits that times are compared with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import _core, config
+
+_PEAK_SECONDS, _BANDWIDTH_SECONDS, _ROUND_TRIP_SECONDS = 0.01, 0.01, 0.002
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def describe() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": _core.config()["isa"],
+        "os": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions(modules: Iterable[str]) -> dict[str, str | None]:
+    """Of fastrnn, NumPy and these modules, as their packages give them."""
+    return {"fastrnn": config.version()} | {name: config._installed(name) for name in ("numpy", *modules)}
+
+
+def commit() -> str | None:
+    """The commit of fastrnn's checkout, "+changes" appended where files differ from it; None outside of one.
+
+    The package may lie in the checkout, or be installed while the command runs in the checkout.
+    """
+    for folder in (_PACKAGE, Path.cwd()):
+        top = _git(folder, "rev-parse", "--show-toplevel")
+        # The package may also lie in an environment inside the checkout of something else.
+        if top and (Path(top) / "python" / "fastrnn" / "_core.pyi").is_file():
+            changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+            return (_git(folder, "rev-parse", "--short", "HEAD") or "") + ("+changes" if changes else "") or None
+    return None
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+@dataclass
+class Limits:
+    """What the machine can do while a row is measured: peak and round trip change within minutes."""
+
+    threads: int
+    slice_bytes: int
+    bandwidth: float = 0.0
+    peaks: list[float] = field(default_factory=list)
+    round_trips: list[float] = field(default_factory=list)
+
+    def measure_bandwidth(self) -> None:
+        self.bandwidth = _core.read_bandwidth(self.slice_bytes, self.threads, _BANDWIDTH_SECONDS)
+
+    def measure(self) -> None:
+        """Before each round, while all workers are stopped."""
+        self.peaks.append(_core.peak_flops("float32", self.threads, _PEAK_SECONDS))
+        if self.threads > 1:  # one thread waits for nobody
+            self.round_trips.append(_core.round_trip(_ROUND_TRIP_SECONDS))
+
+    @property
+    def peak(self) -> float:
+        return median(self.peaks)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "peak_flops": self.peak,
+            "read_bandwidth": self.bandwidth,
+            "slice_bytes": self.slice_bytes,
+            "round_trip": median(self.round_trips) if self.round_trips else None,
+        }
