@@ -87,7 +87,7 @@ std::vector<Entry> weight_entries(const Problem& problem, Take&& take) {
   return list;
 }
 
-// The same of a list of arrays; get turns one into a pointer.
+// The same of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer.
 template <class Entry, class Get>
 std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
   if (arrays.size() != weight_count(problem)) throw py::value_error("_core: wrong number of weight arrays");
@@ -117,6 +117,7 @@ py::object gather(const Problem& problem, const py::dict& mapping, const py::tup
   weight_entries<Entry>(problem, [&](const char*, Shape shape) {
     if (!good) return false;
     const auto array = py::reinterpret_steal<py::object>(PyObject_GetItem(mapping.ptr(), names[next].ptr()));
+    if (!array && !PyErr_ExceptionMatches(PyExc_KeyError)) throw py::error_already_set();
     if (!array) PyErr_Clear();
     good = array && is_plain_array(array) &&
            fits(py::reinterpret_borrow<py::array>(array), 'f', int64_t(problem.element_size()), shape);
@@ -130,7 +131,7 @@ py::object gather(const Problem& problem, const py::dict& mapping, const py::tup
 // that can be told quickly.
 bool writeable_apart(const py::list& targets, const py::list& others) {
   struct Span {
-    const char *begin, *end;
+    uintptr_t begin, end;
     bool target;
   };
   std::vector<Span> spans;
@@ -141,12 +142,12 @@ bool writeable_apart(const py::list& targets, const py::list& others) {
       if (!is_plain_array(object)) return false;
       const auto array = py::reinterpret_borrow<py::array>(object);
       if (!(array.flags() & py::array::c_style) || (target && !array.writeable())) return false;
-      const char* begin = static_cast<const char*>(array.data());
-      spans.push_back({begin, begin + array.nbytes(), target});
+      const auto begin = reinterpret_cast<uintptr_t>(array.data());
+      spans.push_back({begin, begin + size_t(array.nbytes()), target});
     }
   }
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  const char *target_end = nullptr, *end = nullptr;
+  uintptr_t target_end = 0, end = 0;
   for (const Span& span : spans) {
     if (span.begin < (span.target ? end : target_end)) return false;
     end = std::max(end, span.end);
@@ -446,7 +447,14 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return read_bandwidth(bytes_per_thread, threads, seconds);
       },
       "bytes_per_thread"_a, "threads"_a, "seconds"_a);
-  m.def("round_trip", &round_trip, "seconds"_a, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "round_trip",
+      [](double seconds) {
+        check_probe(2, seconds);
+        py::gil_scoped_release release;
+        return round_trip(seconds);
+      },
+      "seconds"_a);
   m.def("set_isa", [](const std::string& isa) { set_current(isa); }, "isa"_a);
   m.def("config", [] {
     return py::dict("isa"_a = name(current()), "isa_compiled"_a = names(compiled()),

@@ -91,6 +91,17 @@ def test_larger_shapes_equal_the_reference(isa, dtype, cell):
                 helpers.assert_within(helpers.run(functional, case, data), expected, allowed)
 
 
+# Products over more gate gradients than fit in cache: they go through in pieces that are added up.
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("cell", "size"), [("lstm", 700), ("gru", 860), ("rnn_tanh", 700)])
+def test_products_in_pieces_equal_the_reference(isa, cell, size):
+    case = Case(cell, "float32", T=2, B=9, I=70, H=size, bidirectional=True)
+    data, expected, allowed = helpers.drawn(case)
+    for threads in (1, 2):
+        with kernels(isa, threads):
+            helpers.assert_within(helpers.run(functional, case, data), expected, allowed)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("sizes", [(3000, 64), (1000, 1000)], ids=str)
 def test_long_sums_keep_their_accuracy(cell, sizes):
@@ -114,7 +125,7 @@ def test_every_batch_size_equals_the_reference(isa, batch):
             helpers.assert_within(helpers.run(functional, case, data), expected, allowed)
 
 
-# The kernels work through time in chunks of at least 256 rows (of T * B), as many as fill a cache: these cross some.
+# The kernels work through time in chunks of at least 512 rows (of T * B), as many as fill a cache: these cross some.
 LONG = [
     {"T": 700, "B": 3, "I": 2, "H": 5},
     {"T": 150, "B": 31, "I": 3, "H": 130},

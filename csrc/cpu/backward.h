@@ -64,6 +64,11 @@ class BackwardLayer {
     add_bias_gradients();
   }
 
+  // Elements of BackwardArgs::columns for one row.
+  static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
+    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
+  }
+
  private:
   void pack() {
     const Weights& weights = a.weights;
@@ -289,8 +294,8 @@ class BackwardLayer {
     const int nv = panels.nv(j);
     gemm(transposed, rows, 1, n, {columns + panels.offset(j, n), nv, nullptr},
          [&](int64_t first, int64_t count, const T* tile) {
-           for (int64_t r = first + count; r < min(rows, first + 2 * count);
-                r++) {  // the next tile's, while it is summed
+           // Those of the next tile arrive while it is summed.
+           for (int64_t r = first + count; r < min(rows, first + 2 * count); r++) {
              for (int v = 0; v < nv; v++) __builtin_prefetch(out(r) + v * w, 1);
            }
            for (int64_t r = 0; r < count; r++) add_tile_row(tile + r * nv * w, nv, panels.columns(j), out(first + r));
@@ -370,13 +375,6 @@ class BackwardLayer {
     }
   }
 
-  // Elements of BackwardArgs::columns for one row.
- public:
-  static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
-    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
-  }
-
- private:
   int unit_group(int64_t u) const { return int(min(kMaxVectors, units.end - u)); }
   int64_t state_width() const { return state_panels.vectors() * w; }
   T* carry(int64_t sb, int64_t b) const { return static_cast<T*>(a.dh) + (sb * s.batch + b) * w; }

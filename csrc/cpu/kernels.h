@@ -67,12 +67,12 @@ struct BackwardArgs : LayerArgs {
   WeightGrads grads;
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
-  void* dgates;  // of dgates_rows rows whatever the chunk: threads may be in neighbouring chunks
+  void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk
   int64_t dgates_rows;
   void* partial;    // [2][threads][state blocks][B][W]
   void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t
   void* bias_sums;  // [nb][S][W]
-  void* columns;    // [outer_rows][columns_size]: packed x and h of a block of rows, for the weight gradients
+  void* columns;    // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
   int64_t outer_rows;
 };
 

@@ -38,3 +38,4 @@ void test_memory();
 void test_threads();
 void test_fork();
 void test_kernels();
+void test_limits();

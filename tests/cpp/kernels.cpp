@@ -33,27 +33,28 @@ struct Case {
   Array x, h_0, c_0, dy;
   std::vector<Array> arrays;  // w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr of each layer and direction
   std::vector<Weights> weights;
+  bool need_dx = true;
 
-  Case(CellType cell, int directions, bool ragged, int64_t proj_size) {
+  Case(CellType cell, int directions, bool ragged, int64_t proj_size, int64_t seq_len = 7) {
     problem.cell = cell;
     problem.input_size = 9;
     problem.hidden_size = 70;
     problem.proj_size = proj_size;
     problem.num_layers = 2;
     problem.directions = directions;
-    batch.seq_len = 7;
+    batch.seq_len = seq_len;
     batch.batch = 5;
     if (ragged) {
-      lengths = {7, 0, 3, 7, 1};
+      lengths = {seq_len, 0, seq_len / 2, seq_len, 1};
       batch.lengths = lengths.data();
     }
     if (ragged && directions == 1) {
-      resets.resize(7 * 5);
+      resets.resize(static_cast<size_t>(seq_len) * 5);
       resets[12] = resets[3] = 1;
       batch.resets = resets.data();
     }
     dropout = {0.3, 42};
-    const int64_t T = 7, B = 5, D = directions, P = problem.state_size(), H = problem.hidden_size, L = 2;
+    const int64_t T = seq_len, B = 5, D = directions, P = problem.state_size(), H = problem.hidden_size, L = 2;
     x = random_array(T * B * problem.input_size, 1);
     h_0 = random_array(L * D * B * P, 2);
     c_0 = random_array(L * D * B * H, 3);
@@ -101,7 +102,7 @@ struct Step {
                                 c.dy.data(),
                                 kept.h_n.data(),
                                 lstm ? kept.c_n.data() : nullptr,
-                                dx.data(),
+                                c.need_dx ? dx.data() : nullptr,
                                 dh_0.data(),
                                 lstm ? dc_0.data() : nullptr};
     fastrnn::backward(*kept.reserve, c.weights, arrays, pointers, threads, memory);
@@ -145,6 +146,17 @@ void test_case(const Case& c) {
   }
 }
 
+// Several chunks of time and several passes over the weight gradients: threads use the same buffers again and again.
+void test_long_case(CellType cell, bool ragged, int64_t proj_size) {
+  Case c(cell, 1, ragged, proj_size, 1000);
+  const auto memory = std::make_shared<Memory>();
+  for (bool need_dx : {true, false}) {
+    c.need_dx = need_dx;
+    const Step expected = train(c, 3, memory);
+    for (int i = 0; i < 3; ++i) CHECK(train(c, 3, memory) == expected);
+  }
+}
+
 // Streams of their own in several threads, one team each.
 void test_streams(const Case& c) {
   const size_t in = static_cast<size_t>(c.batch.batch * c.problem.input_size);
@@ -172,5 +184,7 @@ void test_kernels() {
       test_streams(Case(cell, 1, false, 0));
     }
     test_case(Case(CellType::lstm, 1, true, 33));
+    test_long_case(CellType::gru, false, 0);
+    test_long_case(CellType::lstm, true, 33);
   }
 }
