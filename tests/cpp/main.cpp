@@ -10,12 +10,8 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } tests[] = {{"machine", test_machine},
-               {"memory", test_memory},
-               {"threads", test_threads},
-               {"fork", test_fork},
-               {"kernels", test_kernels},
-               {"limits", test_limits}};
+  } tests[] = {{"machine", test_machine}, {"memory", test_memory},   {"threads", test_threads},
+               {"fork", test_fork},       {"kernels", test_kernels}, {"limits", test_limits}};
   for (const auto& test : tests) {
     bool wanted = argc == 1;
     for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], test.name) == 0;
