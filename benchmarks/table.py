@@ -8,8 +8,8 @@ A README wants a table where it has the lines
     <!-- table: NAME -->
     <!-- end -->
 
-with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused. What stands
-between the two lines is replaced; tables of other files stay as they are.
+with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary. What
+stands between the two lines is replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def make_tables(document: report.Document) -> dict[str, str]:
         "infer": report.main_table(document, "infer"),
         "train": report.main_table(document, "train"),
         "paused": report.paused_table(document),
+        "summary": report.summary_table(document),
     }
     texts = {name: report.as_markdown(table) for name, table in tables.items() if table[1]}
     return {"machine": report.describe(document)} | texts

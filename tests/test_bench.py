@@ -79,6 +79,8 @@ def test_relative_error():
     got = {"y": np.array([1.0, -3.0]), "dx": np.array([0.4]), "zero": np.array([0, 0.125]), "more": np.ones(1)}
     assert harness.relative_error(got, want) == pytest.approx(0.25)
     assert np.isnan(harness.relative_error(got | {"dx": np.array([np.nan])}, want))
+    with pytest.raises(harness.PeerError, match="dx is missing among its results"):
+        harness.relative_error({"y": got["y"]}, want)
     with pytest.raises(harness.PeerError, match=r"dx has shape \(2,\) in the place of \(1,\)"):
         harness.relative_error(got | {"dx": np.ones(2)}, want)
 
@@ -151,6 +153,7 @@ def test_beside_torch(limits, monkeypatch, capsys, tmp_path):
     assert document["machine"].keys() == {"cpu", "cores", "isa", "os", "python"}
     assert document["versions"].keys() == {"fastrnn", "numpy", "torch"}
     assert document["threads"] == 1
+    assert document["seconds"] == 0.01
     assert [row["mode"] for row in document["rows"]] == ["infer", "train"]
     for row in document["rows"]:
         assert row["checked_against"] == "reference"
@@ -200,7 +203,7 @@ def test_a_peer_that_dies(limits, monkeypatch, capsys):
         assert row["limits"]["round_trip"] == 2e-7
     assert "gru 3,2,4,5,1 infer: other programs were using the cores, the times mean little" in lines
     report.show(json.loads(kept[-1]))
-    assert len(json.loads(kept[0])["rows"]) == 0
+    assert [len(json.loads(document)["rows"]) for document in kept] == [1, 2]  # after each mode
     assert "3,2,4,5,1  gru   train" in capsys.readouterr().out
 
 
@@ -233,8 +236,88 @@ def test_wrong_results_are_a_failure(limits, monkeypatch):
     assert report.main_table({"rows": [row]})[1][0][3:] == ["failed", "-", "-", "-", "-", "-"]
 
 
+def test_status_where_fastrnn_fails(limits, monkeypatch, capsys):
+    hide(monkeypatch, "torch", "onnx")
+    monkeypatch.setattr(harness, "LARGEST_ERROR", -1.0)
+    assert cli.main(["bench", "--cell", "rnn", "--shape", "1,2,4,5,1", "--mode", "infer", *TINY]) == 2
+    out, err = capsys.readouterr()
+    assert "1,2,4,5,1  rnn   infer  failed" in out
+    last = err.splitlines()[-1]
+    assert last.startswith("fastrnn: bench: fastrnn failed: rnn 1,2,4,5,1 infer: its results differ from those of")
+    assert last.endswith(" (and 1 more)")  # the row of single steps after a pause
+
+
+def test_failures(made):
+    assert report.failures(made) == []
+    made["rows"][0]["paused"]["fastrnn"] = {"failed": "gone"}
+    made["rows"][1]["peers"]["torch"] = {"failed": "does not matter"}
+    assert report.failures(made) == ["gru 1,1,8,8,1 paused: gone"]
+
+
+def test_ctrl_c_keeps_the_rows_so_far(limits, monkeypatch, capsys, tmp_path):
+    hide(monkeypatch, "torch", "onnx")
+    measure = harness._Row.measure
+
+    def interrupted(self, mode):
+        if mode == "train":
+            raise KeyboardInterrupt
+        return measure(self, mode)
+
+    monkeypatch.setattr(harness._Row, "measure", interrupted)
+    path = tmp_path / "run.json"
+    path.write_text("of another run")
+    assert cli.main(["bench", "--cell", "rnn", "--shape", "3,2,4,5,1", "--json", str(path), *TINY]) == 130
+    assert [row["mode"] for row in report.read_json(path)["rows"]] == ["infer"]
+    assert "3,2,4,5,1  rnn   infer" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("print('{\"times', end='')", "its process ended with status 3"),
+        ("print('{\"times', end=''); sys.stdout.flush(); os.kill(os.getpid(), 9)", "its process died of signal 9"),
+        ("print('hello'); sys.stdout.flush(); time.sleep(60)", "its process answered 'hello'"),
+        ("print('[1]'); sys.stdout.flush(); time.sleep(60)", r"its process answered '\[1\]'"),
+    ],
+)
+def test_a_worker_that_answers_badly(answer, message, monkeypatch, tmp_path):
+    program = f"import os, sys, time; input(); {answer}; sys.exit(3)"
+    monkeypatch.setattr(harness, "_COMMAND", (sys.executable, "-c", program))
+    process = harness.Worker("numpy", 1, 1, tmp_path)
+    try:
+        with pytest.raises(harness.PeerError, match=f"^{message}$"):
+            process.request("time")
+    finally:
+        process.close()
+    assert process._process.poll() is not None
+
+
+def test_workers_see_the_parents_modules_from_elsewhere(monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "json.py").write_text("raise SystemExit('imported from the folder of the user')")
+    (tmp_path / "here" / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("here")
+    program = "import json, os; input(); import mine; print(json.dumps({'mine': mine.__file__, 'cwd': os.getcwd()}))"
+    monkeypatch.setattr(harness, "_COMMAND", (sys.executable, "-c", program))
+    process = harness.Worker("numpy", 1, 1, tmp_path / "away")
+    try:
+        answer = process.request("time")
+    finally:
+        process.close()
+    assert Path(answer["mine"]).samefile(tmp_path / "here" / "mine.py")
+    assert Path(answer["cwd"]).samefile(tmp_path / "away")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_ends_stopped_workers(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["INT", "TERM", "HUP"],
+)
+def test_a_signal_ends_stopped_workers(number, status, tmp_path):
     hidden = "import sys; sys.modules.update(torch=None, onnx=None); from fastrnn.cli import main; sys.exit(main())"
     args = ["--cell", "rnn", "--shape", "3,2,4,5,1", "--threads", "1", "--seconds", "60"]
     command = [sys.executable, "-c", hidden, "bench", *args]
@@ -244,9 +327,9 @@ def test_ctrl_c_ends_stopped_workers(tmp_path):
     while not any(state == "T" for _, state in children(process.pid)) and time.monotonic() < end:
         time.sleep(0.02)
     workers = [pid for pid, _ in children(process.pid)]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert len(workers) == 2
     assert out == ""
     assert "Traceback" not in err
@@ -285,18 +368,71 @@ def test_onnx_models_are_the_same_layers(name, cell):
     assert harness.relative_error(results, expected) < 1e-5
 
 
-def test_commit_only_of_fastrnn(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "_PACKAGE", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "_git", lambda folder, *args: str(tmp_path))  # the checkout of something else
+def test_commit_only_of_the_checkout_with_the_package(monkeypatch, tmp_path):
+    def git(*args):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *args], check=True, capture_output=True)
+
+    package = tmp_path / "python" / "fastrnn" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    monkeypatch.setattr(machine, "_PACKAGE", package)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for name in [name for name in os.environ if name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")]:
+        monkeypatch.delenv(name)
     assert machine.commit() is None
-    (tmp_path / "python" / "fastrnn").mkdir(parents=True)
-    (tmp_path / "python" / "fastrnn" / "_core.pyi").touch()
-    answers = {"rev-parse --show-toplevel": str(tmp_path), "rev-parse --short HEAD": "abc1234"}
-    monkeypatch.setattr(machine, "_git", lambda folder, *args: answers.get(" ".join(args), ""))
-    assert machine.commit() == "abc1234"
-    answers["status --porcelain --untracked-files=no"] = " M README.md"
-    assert machine.commit() == "abc1234+changes"
+    try:
+        git("init")
+    except FileNotFoundError:
+        pytest.skip("no git")
+    git("commit", "--allow-empty", "-m", "of something else")
+    assert machine.commit() is None  # as in an environment inside of a checkout
+    git("add", "python")
+    git("commit", "-m", "the package")
+    commit = machine.commit()
+    assert commit
+    assert commit.isalnum()
+    package.write_text("1\n")
+    assert machine.commit() == f"{commit}+changes"
+
+
+def test_limits_are_medians_without_zeros(monkeypatch):
+    bandwidths = iter([0.0, 3e9, 1e9, 2e9])
+    monkeypatch.setattr(_core, "peak_flops", lambda dtype, threads, seconds: 0.0)
+    monkeypatch.setattr(_core, "read_bandwidth", lambda size, threads, seconds: next(bandwidths))
+    limits = machine.Limits(1, 64)
+    for _ in range(4):
+        limits.measure()
+    expected = {"peak_flops": None, "read_bandwidth": 2e9, "slice_bytes": 64, "round_trip": None}
+    assert limits.summary() == expected
+
+
+def test_json_is_replaced_at_once(made, monkeypatch, tmp_path):
+    path, link = tmp_path / "run.json", tmp_path / "link.json"
+    path.write_text("old")
+    link.symlink_to(path)
+    report.check_writable(path)
+    assert path.read_text() == "old"
+    report.write_json(link, made)
+    assert link.is_symlink()
+    assert report.read_json(path) == made
+    report.write_json(os.devnull, made)
+    assert not Path(os.devnull).is_file()
+    with pytest.raises(OSError, match="directory"):
+        report.check_writable(tmp_path)
+    monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match=r"No space left: '.*run.json'"):
+        report.write_json(path, {})
+    assert report.read_json(path) == made
+    assert set(tmp_path.iterdir()) == {path, link}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1400, "1400"), (12345.6, "12300"), (999.6, "1000"), (1, "1.00"), (0.05, "0.0500"), (9.999, "10.0"), (0, "0.00")],
+)
+def test_digits(value, text):
+    assert report._digits(value) == text
 
 
 @pytest.fixture
@@ -319,13 +455,15 @@ def made():
 
 def test_tables(made):
     assert report.main_table(made)[1] == [
-        ["1,1,8,8,1", "gru", "infer", "1 ± 2%", "2.5 ± 2%", "2.50", "openvino 0.5, 0.50", "2.0", "2e-07"],
-        ["1,1,8,8,1", "gru", "train", "4 ± 2%", "-", "-", "-", "8.0", "2e-07"],
+        ["1,1,8,8,1", "gru", "infer", "1.00 ± 2%", "2.50 ± 2%", "2.50", "openvino 0.500, 0.50", "2.00", "2e-07"],
+        ["1,1,8,8,1", "gru", "train", "4.00 ± 2%", "-", "-", "-", "8.00", "2e-07"],
     ]
-    assert report.paused_table(made)[1] == [["1,1,8,8,1", "gru", "0.1 ± 2%", "0.4 ± 2%", "4.00"]]
+    assert report.paused_table(made)[1] == [["1,1,8,8,1", "gru", "0.100 ± 2%", "0.400 ± 2%", "4.00"]]
+    assert report.summary_table(made) == (["T,B,I,H,L", "GRU infer", "GRU train"], [["1,1,8,8,1", "2.50", "-"]])
+    assert report.summary_table(made | {"rows": made["rows"][1:]}) == ([], [])
     assert report.describe(made) == (
-        "Some CPU, 2 of 4 cores, avx2, Linux x86_64, Python 3.12.0; fastrnn 0.1.0, torch 2.13.0 (abc); "
-        "peak 2e+03 GFLOP/s; round trip between two threads 0.2 us"
+        "Some CPU, 2 of 4 cores, avx2, Linux x86_64, Python 3.12.0; fastrnn 0.1.0 (abc), torch 2.13.0; "
+        "peak 2000 GFLOP/s; round trip between two threads 0.200 us"
     )
 
 
@@ -354,7 +492,10 @@ def test_tables_in_a_readme(made, monkeypatch, capsys, tmp_path):
     for text, message in [
         (other, "there must be a line '<!-- table: two/NAME -->', got none"),
         ("<!-- table: two/train -->\n", "each of the places two/train must have an end"),
-        ("<!-- table: two/all -->\n<!-- end -->\n", "tables must be some of machine, infer, train, paused, got all"),
+        (
+            "<!-- table: two/all -->\n<!-- end -->\n",
+            "tables must be some of machine, infer, train, paused, summary, got all",
+        ),
     ]:
         readme.write_text(text)
         status, _, err = run("--write", readme)

@@ -6,8 +6,12 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from . import get_num_threads, show_config, threads
@@ -111,6 +115,28 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_bench)
 
 
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave through the `finally` of everything inside, with status 128 + n."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    # One that is ignored stays ignored: nohup wants that.
+    numbers = [number for number in numbers if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for each in numbers:  # a second one must not disturb the end
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _bench(args: argparse.Namespace) -> None:
     from .bench import harness, report
     from .spec import check_device
@@ -119,12 +145,27 @@ def _bench(args: argparse.Namespace) -> None:
     count = args.threads or get_num_threads()
     settings = harness.Settings(args.cell, args.shape, args.mode, count, args.seconds)
 
+    latest: report.Document = {}
+
     def keep(document: report.Document) -> None:
+        latest.update(document)
         if args.json:
             report.write_json(args.json, document)
 
-    document = harness.run(settings, lambda line: print(line, file=sys.stderr, flush=True), keep)
-    report.show(document)
+    if args.json:
+        report.check_writable(args.json)  # better known now than after the first row
+    try:
+        with _orderly_end():
+            harness.run(settings, lambda line: print(line, file=sys.stderr, flush=True), keep)
+    except KeyboardInterrupt:
+        if latest:
+            report.show(latest)
+        raise
+    report.show(latest)
+    if failed := report.failures(latest):
+        sys.stdout.flush()
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise RuntimeError(f"bench: fastrnn failed: {failed[0]}{more}")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
@@ -149,7 +190,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 2 for bad input (one line on standard error), 130 after Ctrl-C."""
+    """Run a command; the exit status: 0, 2 for what went wrong (one line on standard error), 130 after Ctrl-C."""
     # A character that the terminal cannot show must not end a run.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")

@@ -150,13 +150,13 @@ void test_case(const Case& c) {
 
 // Several chunks of time and several passes over the weight gradients: threads use the same buffers again and again.
 void test_long_case(CellType cell, bool ragged, int64_t proj_size) {
-  Case c(cell, 1, ragged, proj_size, 1000);
+  Case c(cell, 1, ragged, proj_size, 700);
   const auto memory = std::make_shared<Memory>();
   for (bool need_dx : {true, false}) {
     c.need_dx = need_dx;
     const Step expected = train(c, 3, memory);
     for (float value : expected.dh_0) CHECK(std::isfinite(value));
-    for (int i = 0; i < 3; ++i) CHECK(train(c, 3, memory) == expected);
+    for (int i = 0; i < 2; ++i) CHECK(train(c, 3, memory) == expected);
   }
 }
 

@@ -29,9 +29,12 @@ LEAST_ROUNDS = 5
 #: Rows with more operations than this in one inference are not compared with the float64 reference but with torch.
 REFERENCE_FLOPS = 3e9
 #: A peer whose results are further off than this computes something else: its time means nothing.
-LARGEST_ERROR = 1e-2
+LARGEST_ERROR = 1e-4
 #: Two threads that answer each other more slowly than this, in seconds, do not have a core each.
 BUSY_ROUND_TRIP = 1e-5
+
+_COMMAND = (sys.executable, "-m", "fastrnn.bench.worker")
+_END_SECONDS = 5  # for a worker that is to end
 
 # Absent on Windows. There a worker only sleeps on its input, and threads of its libraries may go on spinning.
 _STOP: signal.Signals | None = getattr(signal, "SIGSTOP", None)
@@ -50,12 +53,14 @@ class Worker:
         self._folder = folder
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fastrnn.bench.worker"],
+                _COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=_environment(threads),
+                cwd=folder,  # Python would import from the user's, which may hold anything
                 encoding="utf-8",
+                errors="replace",
             )
 
     @property
@@ -77,10 +82,16 @@ class Worker:
     def receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # it has ended, maybe in the middle of its answer
             raise PeerError(self._last_words())
         self._signal(_STOP)
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            self._process.kill()  # whatever it says next belongs to no request
+            raise PeerError(f"its process answered {line.strip()[:80]!r}")
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer
@@ -95,7 +106,7 @@ class Worker:
         self._signal(_CONTINUE)  # a stopped process would not hear the next one
         self._process.terminate()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -109,7 +120,11 @@ class Worker:
             self._process.send_signal(number)
 
     def _last_words(self) -> str:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:  # only its output has ended
+            self._process.kill()
+            status = self._process.wait()
         text = f"its process ended with status {status}" if status >= 0 else f"its process died of signal {-status}"
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -119,8 +134,8 @@ class Worker:
 def _environment(threads: int) -> dict[str, str]:
     """That of this process, with the threads set before any library is loaded, and the same modules to be found."""
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTRNN_NUM_THREADS")
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-    return {**os.environ, **dict.fromkeys(counts, str(threads)), **path}
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # the workers start elsewhere
+    return {**os.environ, **dict.fromkeys(counts, str(threads)), "PYTHONPATH": path}
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,8 @@ def relative_error(results: Arrays, expected: Arrays) -> float:
     """The largest difference in any array over that array's largest value."""
     errors = []
     for name, want in expected.items():
+        if name not in results:
+            raise PeerError(f"{name} is missing among its results")
         if results[name].shape != want.shape:
             raise PeerError(f"{name} has shape {results[name].shape} in the place of {want.shape}")
         largest = float(np.abs(want).max())
@@ -194,7 +211,7 @@ def run(settings: Settings, progress: Callable[[str], None], keep: Callable[[dic
 
     Args:
         progress: gets each line of news.
-        keep: gets what is returned after each of its rows, and once before the first.
+        keep: gets what is returned, as far as it is, after each row.
 
     Returns:
         The whole run as JSON can hold it; README.md in benchmarks/ describes it.
@@ -207,9 +224,9 @@ def run(settings: Settings, progress: Callable[[str], None], keep: Callable[[dic
         "versions": machine.versions(libraries),
         "commit": machine.commit(),
         "threads": settings.threads,
+        "seconds": settings.seconds,
         "rows": [],
     }
-    keep(document)  # where it cannot be kept, that is better known now
     if left_out := "; ".join(f"{name} ({', '.join(modules)})" for name, modules in missing.items() if modules):
         progress(f"left out, as modules are not installed: {left_out}")
     pairs = [(cell, shape) for shape in settings.shapes for cell in settings.cells]
@@ -218,7 +235,7 @@ def run(settings: Settings, progress: Callable[[str], None], keep: Callable[[dic
         with _Row(cell, shape, settings, names, progress).opened() as row:
             for mode in settings.modes:
                 document["rows"].append(row.measure(mode))
-        keep(document)
+                keep(document)
     return document
 
 
@@ -232,7 +249,6 @@ class _Row:
         self._names = list(names)
         self._failed: dict[str, str] = {}
         self._workers: list[Worker] = []
-        self._limits = machine.Limits(settings.threads, slice_bytes(cell, shape, settings.threads))
         self._order = random.Random(0)
 
     @contextmanager
@@ -255,7 +271,6 @@ class _Row:
             for worker in list(self._workers):
                 with self._guard(worker):
                     worker.receive()
-            self._limits.measure_bandwidth()
             yield self
 
     def measure(self, mode: str) -> dict[str, Any]:
@@ -264,8 +279,9 @@ class _Row:
         times, limits = self._interleave(mode, self._taking_part(mode))
         if limits.round_trips and median(limits.round_trips) > BUSY_ROUND_TRIP:
             self._progress(f"{cell} {shape} {mode}: other programs were using the cores, the times mean little")
-        # The ideal goes with the peak that was measured in the same rounds.
-        ideal = ideal_seconds(cell, shape, mode, limits.peak, limits.bandwidth)
+        # The ideal goes with the limits that were measured in the same rounds.
+        peak, bandwidth = limits.peak, limits.bandwidth
+        ideal = ideal_seconds(cell, shape, mode, peak, bandwidth) * 1e3 if peak and bandwidth else None
         row = {
             "cell": cell,
             "shape": [int(size) for size in str(shape).split(",")],
@@ -274,7 +290,7 @@ class _Row:
                 name: self._entry(name, mode, times, errors) for name in self._names if mode in PEERS[name].modes
             },
             "checked_against": standard,
-            "ideal_ms": ideal * 1e3,
+            "ideal_ms": ideal,
             "limits": limits.summary(),
         }
         if mode == "infer" and shape.seq_len == 1:
@@ -336,7 +352,8 @@ class _Row:
 
     def _interleave(self, mode: str, workers: Sequence[Worker]) -> tuple[dict[Worker, Times], machine.Limits]:
         """Rounds in which each worker has its turn, in another order each time."""
-        limits = machine.Limits(self._limits.threads, self._limits.slice_bytes, self._limits.bandwidth)
+        threads = self._settings.threads
+        limits = machine.Limits(threads, slice_bytes(self._cell, self._shape, threads))
         times = {worker: Times() for worker in workers}
         end, rounds = time.perf_counter() + self._settings.seconds, 0
         while rounds == 0 or (times and (time.perf_counter() < end or rounds < LEAST_ROUNDS)):

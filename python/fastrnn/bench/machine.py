@@ -11,10 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import fastrnn
+
 from .. import _core, config
 
 _PEAK_SECONDS, _BANDWIDTH_SECONDS, _ROUND_TRIP_SECONDS = 0.01, 0.01, 0.002
-_PACKAGE = Path(__file__).resolve().parents[1]
+# A development setup may reach the package through symbolic links: what counts is where its files really lie.
+_PACKAGE = Path(fastrnn.__file__).resolve()
 
 
 def describe() -> dict[str, Any]:
@@ -41,17 +44,14 @@ def versions(modules: Iterable[str]) -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of fastrnn's checkout, "+changes" appended where files differ from it; None outside of one.
-
-    The package may lie in the checkout, or be installed while the command runs in the checkout.
-    """
-    for folder in (_PACKAGE, Path.cwd()):
-        top = _git(folder, "rev-parse", "--show-toplevel")
-        # The package may also lie in an environment inside the checkout of something else.
-        if top and (Path(top) / "python" / "fastrnn" / "_core.pyi").is_file():
-            changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-            return (_git(folder, "rev-parse", "--short", "HEAD") or "") + ("+changes" if changes else "") or None
-    return None
+    """The commit of the checkout in which the package lies, "+changes" appended where files differ from it, or None."""
+    folder = _PACKAGE.parent
+    # An installed package may lie inside a checkout too, in an environment there; it is not tracked then.
+    if not _git(folder, "ls-files", "--error-unmatch", "--", str(_PACKAGE)):
+        return None
+    revision = _git(folder, "rev-parse", "--short", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{revision}+changes" if revision and changes else revision
 
 
 def _git(folder: Path, *args: str) -> str | None:
@@ -64,31 +64,39 @@ def _git(folder: Path, *args: str) -> str | None:
 
 @dataclass
 class Limits:
-    """What the machine can do while a row is measured: peak and round trip change within minutes."""
+    """What the machine can do while a row is measured: it changes within minutes."""
 
     threads: int
     slice_bytes: int
-    bandwidth: float = 0.0
     peaks: list[float] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
     round_trips: list[float] = field(default_factory=list)
-
-    def measure_bandwidth(self) -> None:
-        self.bandwidth = _core.read_bandwidth(self.slice_bytes, self.threads, _BANDWIDTH_SECONDS)
 
     def measure(self) -> None:
         """Before each round, while all workers are stopped."""
         self.peaks.append(_core.peak_flops("float32", self.threads, _PEAK_SECONDS))
+        self.bandwidths.append(_core.read_bandwidth(self.slice_bytes, self.threads, _BANDWIDTH_SECONDS))
         if self.threads > 1:  # one thread waits for nobody
             self.round_trips.append(_core.round_trip(_ROUND_TRIP_SECONDS))
 
     @property
-    def peak(self) -> float:
-        return median(self.peaks)
+    def peak(self) -> float | None:
+        return _median(self.peaks)
+
+    @property
+    def bandwidth(self) -> float | None:
+        return _median(self.bandwidths)
 
     def summary(self) -> dict[str, Any]:
         return {
             "peak_flops": self.peak,
             "read_bandwidth": self.bandwidth,
             "slice_bytes": self.slice_bytes,
-            "round_trip": median(self.round_trips) if self.round_trips else None,
+            "round_trip": _median(self.round_trips),
         }
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """Of those above 0; None where there is none: on a busy machine a measurement may come to nothing."""
+    measured = [value for value in values if value > 0]
+    return median(measured) if measured else None

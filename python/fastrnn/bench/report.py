@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from .shapes import CELLS, MODES
 
 Document = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
-_HEADER = [
+_MAIN_HEADER = [
     "T,B,I,H,L",
     "cell",
     "mode",
@@ -37,14 +42,39 @@ def read_json(path: str | os.PathLike[str]) -> Document:
 
 
 def write_json(path: str | os.PathLike[str], document: Document) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
+    """What is there is replaced at once, so that a run that ends meanwhile leaves one of the two."""
+    _write(path, json.dumps(document, indent=1) + "\n")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where `write_json` would, and leaves what is there."""
+    _write(path, None)
+
+
+def _write(path: str | os.PathLike[str], text: str | None) -> None:
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():  # a device or a pipe, which nothing can take the place of
+            with open(target, "w", encoding="utf-8") as file:
+                file.write(text or "")
+            return
+        beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            beside.write_text(text or "", encoding="utf-8")
+            if text is not None:
+                os.replace(beside, target)
+        finally:
+            with suppress(OSError):  # where all went well there is none
+                beside.unlink()
+    except OSError as error:  # said of the file that the user has named
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def main_table(document: Document, mode: str | None = None) -> Table:
     """A line for each row of the document, or for those of one mode."""
-    return _HEADER, [_main_line(row) for row in document["rows"] if mode in (None, row["mode"])]
+    return _MAIN_HEADER, [_main_line(row) for row in document["rows"] if mode in (None, row["mode"])]
 
 
 def paused_table(document: Document) -> Table:
@@ -56,18 +86,43 @@ def paused_table(document: Document) -> Table:
     ]
 
 
+def summary_table(document: Document) -> Table:
+    """The ratios to torch: a line for each shape, a column for each mode and cell; no lines where torch is missing."""
+    ratios = {(_shape(row), row["mode"], row["cell"]): _ratio(row["peers"], "torch") for row in document["rows"]}
+    if set(ratios.values()) <= {_NOTHING}:
+        return [], []
+    kinds = [(mode, cell) for mode in MODES for cell in CELLS]
+    kinds = [kind for kind in kinds if any(kind == key[1:] for key in ratios)]
+    header = [_MAIN_HEADER[0], *(f"{cell.upper()} {mode}" for mode, cell in kinds)]
+    lines = dict.fromkeys(key[0] for key in ratios)
+    return header, [[shape, *(ratios.get((shape, *kind), _NOTHING) for kind in kinds)] for shape in lines]
+
+
+def failures(document: Document) -> list[str]:
+    """Where fastrnn itself could not be measured or was wrong, and why."""
+    entries = [
+        (f"{row['cell']} {_shape(row)} {mode}", peers["fastrnn"])
+        for row in document["rows"]
+        for mode, peers in ((row["mode"], row["peers"]), ("paused", row.get("paused", {})))
+        if peers.get("fastrnn")
+    ]
+    return [f"{place}: {entry['failed']}" for place, entry in entries if "failed" in entry]
+
+
 def describe(document: Document) -> str:
     """Machine, versions and limits in a line or two."""
     machine, rows = document["machine"], document["rows"]
-    libraries = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
-    commit = f" ({document['commit']})" if document.get("commit") else ""
-    peaks = [row["limits"]["peak_flops"] / 1e9 for row in rows]
+    versions = {name: version for name, version in document["versions"].items() if version}
+    if document.get("commit") and "fastrnn" in versions:
+        versions["fastrnn"] += f" ({document['commit']})"
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    peaks = [row["limits"]["peak_flops"] / 1e9 for row in rows if row["limits"]["peak_flops"]]
     trips = [row["limits"]["round_trip"] * 1e6 for row in rows if row["limits"]["round_trip"]]
     limits = [f"peak {_span(peaks)} GFLOP/s"] if peaks else []
     limits += [f"round trip between two threads {_span(trips)} us"] if trips else []
     return (
         f"{machine['cpu']}, {document['threads']} of {machine['cores']} cores, {machine['isa']}, {machine['os']}, "
-        f"Python {machine['python']}; {libraries}{commit}" + "".join(f"; {limit}" for limit in limits)
+        f"Python {machine['python']}; {libraries}" + "".join(f"; {limit}" for limit in limits)
     )
 
 
@@ -119,7 +174,7 @@ def _main_line(row: dict[str, Any]) -> list[str]:
         _time(peers, "torch"),
         _ratio(peers, "torch"),
         _best_other(peers),
-        f"{ours['ms'] / row['ideal_ms']:.1f}" if "ms" in ours else _NOTHING,
+        f"{ours['ms'] / row['ideal_ms']:.2f}" if "ms" in ours and row["ideal_ms"] else _NOTHING,
         _NOTHING if ours.get("error") is None else f"{ours['error']:.0e}",
     ]
 
@@ -132,7 +187,7 @@ def _time(peers: dict[str, Any], name: str) -> str:
     entry = peers.get(name)
     if entry is None:
         return _NOTHING
-    return f"{entry['ms']:.3g} ± {entry['spread']:.0%}" if "ms" in entry else "failed"
+    return f"{_digits(entry['ms'])} ± {entry['spread']:.0%}" if "ms" in entry else "failed"
 
 
 def _ratio(peers: dict[str, Any], name: str) -> str:
@@ -148,7 +203,7 @@ def _best_other(peers: dict[str, Any]) -> str:
     if not others:
         return _NOTHING
     best = min(others, key=others.__getitem__)
-    return f"{best} {others[best]:.3g}, {_ratio(peers, best)}"
+    return f"{best} {_digits(others[best])}, {_ratio(peers, best)}"
 
 
 def _timed(entry: dict[str, Any] | None) -> bool:
@@ -156,5 +211,12 @@ def _timed(entry: dict[str, Any] | None) -> bool:
 
 
 def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    low, high = _digits(min(values)), _digits(max(values))
     return low if low == high else f"{low} to {high}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never with an exponent."""
+    rounded = f"{value:.2e}"
+    decimals = 2 - int(rounded.partition("e")[2])
+    return f"{float(rounded):.{max(decimals, 0)}f}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+from .. import spec
+
 #: The cells' names on the command line, and those of `fastrnn.reference`.
 CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
 MODES = ("infer", "train")
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+GATES = {name: spec.GATES[cell] for name, cell in CELLS.items()}
 
 _FLOAT_BYTES = 4
 
