@@ -313,7 +313,7 @@ std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, con
                                  const std::shared_ptr<Memory>& memory) {
   const Kernels& kernels = kernels_in_use(problem.dtype);
   const Geometry geometry(problem, kernels);
-  Plan plan(batch, geometry);
+  Plan plan(batch, geometry, training);
   const int threads = threads_for(problem, geometry, batch.seq_len, batch.batch, max_threads);
 
   const auto run = [&](const Plan& plan, const LayerSpaces& spaces, void* space, Layout layout, size_t reserved) {

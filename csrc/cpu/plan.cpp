@@ -9,9 +9,9 @@ namespace fastrnn {
 
 namespace {
 
-// A chunk's gates should stay in the cache between the input product and the recurrence, and its weight gradients
-// should sum enough rows to be worth reading and writing the whole matrix.
-constexpr int64_t kChunkBytes = 2 << 20, kChunkRows = 512;
+// A chunk's gates should stay in cache between the input product and the recurrence. Training keeps them anyway, and
+// its weight gradients should sum enough rows to be worth reading and writing the whole matrices.
+constexpr int64_t kTrainingBytes = 2 << 20, kTrainingRows = 512, kInferenceBytes = 512 << 10, kInferenceRows = 64;
 
 // Splitting the batch: a tile wants some rows to work on, and W_hh should leave room in a second-level cache of 1 MB.
 constexpr int64_t kRowsPerThread = 4, kSharedWeightBytes = 768 << 10;
@@ -44,7 +44,7 @@ Geometry::Geometry(const Problem& problem, const Kernels& kernels)
       gate_row(blocks * cell->slots * width),
       element(problem.element_size()) {}
 
-Plan::Plan(const Batch& batch, const Geometry& geometry) : batch_(batch.batch) {
+Plan::Plan(const Batch& batch, const Geometry& geometry, bool training) : batch_(batch.batch) {
   const size_t seq_len = batch_ ? size_t(batch.seq_len) : 0;
   const int64_t* lengths = batch.lengths;
   if (lengths && std::any_of(lengths, lengths + batch_, [&](int64_t n) { return n != batch.seq_len; })) {
@@ -65,7 +65,8 @@ Plan::Plan(const Batch& batch, const Geometry& geometry) : batch_(batch.batch) {
   for (size_t t = 0; t < seq_len; t++) offset_[t + 1] = offset_[t] + count_[t];
 
   const int64_t row_bytes = geometry.gate_row * int64_t(geometry.element);
-  const int64_t target = std::max(kChunkRows, kChunkBytes / row_bytes);
+  const int64_t target = training ? std::max(kTrainingRows, kTrainingBytes / row_bytes)
+                                  : std::max(kInferenceRows, kInferenceBytes / row_bytes);
   chunk_step_.push_back(0);
   chunk_base_.push_back(0);
   for (size_t t = 1; t <= seq_len; t++) {

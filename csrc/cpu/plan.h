@@ -27,7 +27,7 @@ struct Geometry {
 // The rows of a batch: sorted by length, longest first, when lengths differ; in the user's order otherwise.
 class Plan {
  public:
-  Plan(const Batch& batch, const Geometry& geometry);
+  Plan(const Batch& batch, const Geometry& geometry, bool training);
 
   Steps steps() const;
   bool ragged() const { return !order_.empty(); }

@@ -122,7 +122,7 @@ class CpuStream final : public Stream {
       offsets.push_back(layout.add(size_t(g.gate_row) * g.element));
     }
     panels_ = acquire(layout.size(), nullptr);
-    const Plan nothing({}, g);  // no steps: the kernel packs and returns
+    const Plan nothing({}, g, false);  // no steps: the kernel packs and returns
     for (size_t l = 0; l < layers_.size(); l++) {
       ForwardArgs& a = layers_[l];
       a = {};
@@ -150,7 +150,7 @@ class CpuStream final : public Stream {
     Batch batch;
     batch.seq_len = 1;
     batch.batch = n;
-    auto plan = std::make_unique<Plan>(batch, geometry_);
+    auto plan = std::make_unique<Plan>(batch, geometry_, false);
     const Geometry& g = geometry_;
     Layout layout;
     const size_t stride = (size_t(n * problem_.state_size()) * g.element + 127) / 128 * 128;
