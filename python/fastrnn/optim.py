@@ -8,6 +8,7 @@ in the next step. Updates run in place, block by block, so that their temporarie
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
     return norm
 
 
-class Optimizer:
+class Optimizer(ABC):
     """What SGD and Adam share: checking, walking over the blocks, state_dict.
 
     A subclass names its hyperparameters in ``_options`` and its arrays per parameter in ``_slots``, and updates one
@@ -249,10 +250,10 @@ class Optimizer:
         if array.dtype != like.dtype:
             raise TypeError(f"{self._name}: {label} must have dtype {like.dtype}, got {array.dtype}")
 
+    @abstractmethod
     def _update(
         self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
     def _decayed(self, p: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
         """g + weight_decay * p, in ``out`` unless there is nothing to add."""

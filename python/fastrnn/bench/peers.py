@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ Arrays = dict[str, Array]
 NUMPY_FLOPS = 1e9
 
 
-class Peer:
+class Peer(ABC):
     """One library with one layer. `call` gives the functions to time, `results` what they compute."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # the modules without which it is left out
@@ -31,17 +32,17 @@ class Peer:
     most_flops: ClassVar[float] = math.inf
     pauses: ClassVar[bool] = False  # whether single steps are also timed with pauses between them
 
+    @abstractmethod
     def __init__(self, cell: str, shape: Shape, data: Mapping[str, Array], threads: int) -> None:
         """Takes x (T, B, I), dy (T, B, H) and the weights, under torch's names, from data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(self, mode: str) -> Callable[[], object]:
         """The function that does one call of this mode; "paused" is one of inference."""
-        raise NotImplementedError
 
+    @abstractmethod
     def results(self, mode: str) -> Arrays:
         """y; for training also dx and, as "d" + name, the weights' gradients."""
-        raise NotImplementedError
 
 
 def weights_of(data: Mapping[str, Array]) -> Arrays:
