@@ -150,12 +150,12 @@ class BackwardLayer {
       const int nv = state_panels.nv(j);
       const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
       gemm_in_pieces(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
-                     [&](bool add, int64_t first, int64_t count, const T* tile) {
+                     [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                        for (int64_t r = 0; r < count; r++) {
                          for (int v = 0; v < nv; v++) {
                            T* out = partial(tid, j * kMaxVectors + v, first + r);
                            const V product = load(tile + (r * nv + v) * w);
-                           store(out, add ? load(out) + product : product);
+                           store(out, piece.first ? product : load(out) + product);
                          }
                        }
                      });
@@ -350,10 +350,10 @@ class BackwardLayer {
       const T* next = j + 1 < panels ? input_panel(j + 1) : nullptr;
       T* dx = static_cast<T*>(a.dx) + (chunk_row0 + part.begin) * a.x_stride + column;
       gemm_in_pieces(from, part.size(), blocks, kXWidth, {input_panel(j), nv, next},
-                     [&](bool add, int64_t first, int64_t count, const T* tile) {
+                     [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                        for (int64_t r = 0; r < count; r++) {
                          T* out = dx + (first + r) * a.x_stride;
-                         if (add || a.add_dx) {
+                         if (!piece.first || a.add_dx) {
                            add_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);
                          } else {
                            put_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);

@@ -120,22 +120,22 @@ class ForwardLayer {
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
       const T* next = u + n < units.end ? x_panel(u + n) : nullptr;
-      gemm(x, rows.size(), 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
-           [&](int64_t first, int64_t count, const T* tile) {
-             for (int i = 0; i < n; i++) {
-               const T* b = bias(u + i);
-               for (int64_t r = 0; r < count; r++) {
-                 T* row = gates.at(u + i, rows.begin + first + r);
-                 const T* product = tile + (r * n + i) * Cell::kGates * w;
-                 FASTRNN_UNROLL
-                 for (int slot = 0; slot < kSlots; slot++) {
-                   V sum = load(b + slot * w);
-                   if (G::from_x(slot)) sum += load(product + (slot - Cell::kXSlot) * w);
-                   store(row + slot * w, sum);
-                 }
-               }
-             }
-           });
+      gemm_in_pieces(x, rows.size(), 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
+                     [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                       for (int i = 0; i < n; i++) {
+                         for (int64_t r = 0; r < count; r++) {
+                           T* row = gates.at(u + i, rows.begin + first + r);
+                           const T* before = piece.first ? bias(u + i) : row;
+                           const T* product = tile + (r * n + i) * Cell::kGates * w;
+                           FASTRNN_UNROLL
+                           for (int slot = 0; slot < kSlots; slot++) {
+                             V sum = load(before + slot * w);
+                             if (G::from_x(slot)) sum += load(product + (slot - Cell::kXSlot) * w);
+                             store(row + slot * w, sum);
+                           }
+                         }
+                       }
+                     });
     }
   }
 
@@ -152,16 +152,30 @@ class ForwardLayer {
       const T* next = i + 1 < groups ? h_panel(units.begin + order[i + 1] * G::kUnits) : nullptr;
       for (int k = 0; k < found; k++) {
         const Source<T>& from = source[k];
-        gemm(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
-             {h_panel(u), n * Cell::kGates, next}, [&](int64_t first, int64_t count, const T* tile) {
-               for (int b = 0; b < n; b++) {
-                 for (int64_t r = 0; r < count; r++) {
-                   activate(t, u + b, from, first + r, gates.at(u + b, chunk_row + from.rows.begin + first + r),
-                            tile + (r * n + b) * Cell::kGates * w);
-                 }
-               }
-             });
+        gemm_in_pieces(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
+                       {h_panel(u), n * Cell::kGates, next},
+                       [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                         for (int b = 0; b < n; b++) {
+                           for (int64_t r = 0; r < count; r++) {
+                             T* row = gates.at(u + b, chunk_row + from.rows.begin + first + r);
+                             const T* product = tile + (r * n + b) * Cell::kGates * w;
+                             if (piece.last) {
+                               activate(t, u + b, from, first + r, row, product);
+                             } else {
+                               add_product(product, row);
+                             }
+                           }
+                         }
+                       });
       }
+    }
+  }
+
+  static FASTRNN_INLINE void add_product(const T* product, T* gate_row) {
+    FASTRNN_UNROLL
+    for (int k = 0; k < Cell::kGates; k++) {
+      T* sum = gate_row + (Cell::kHSlot + k) * w;
+      store(sum, load(sum) + load(product + k * w));
     }
   }
 

@@ -142,6 +142,19 @@ struct alignas(64) TileBuffer {
 // One chain of additions is no longer than this: rounding errors grow with its length.
 constexpr int64_t kChain = 256;
 
+// A 32-bit division takes a fraction of a 64-bit one's time, and small products are many.
+FASTRNN_INLINE int64_t divide(int64_t a, int64_t b) {
+  return uint64_t(a) >> 32 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
+}
+
+// Rows cut into tiles of even height, taller ones first: 20 rows are 4 x 5, not 3 x 6 + 2.
+struct Tiles {
+  Tiles(int64_t rows, int64_t most)
+      : count(divide(rows + most - 1, most)), height(count ? divide(rows, count) : 0), taller(rows - height * count) {}
+  int64_t rows(int64_t i) const { return height + (i < taller); }
+  int64_t count, height, taller;
+};
+
 // Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
 template <class T, class Epilogue>
@@ -149,15 +162,15 @@ FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t
                          Epilogue&& epilogue) {
   constexpr int w = kWidth<T>;
   const int nv = panel.nv;
-  const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = (k_per_block + pieces - 1) / pieces;
-  const int64_t b_step = max(1, kChain / k_per_block);
-  const int64_t tiles = (rows + max_rows(nv) - 1) / max_rows(nv);
+  const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
+  const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
+  const Tiles tiles(rows, max_rows(nv));
   const char *next = reinterpret_cast<const char*>(panel.next),
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
   TileBuffer<T> tile;
   int64_t first = 0;
-  for (int64_t i = 0; i < tiles; i++) {
-    const int64_t n = (rows - first + tiles - i - 1) / (tiles - i);  // even tiles: 20 rows are 4 x 5, not 3 x 6 + 2
+  for (int64_t i = 0; i < tiles.count; i++) {
+    const int64_t n = tiles.rows(i);
     const TileFunction<T> multiply = kTiles<T>[nv][n];
     const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
     const T* columns = panel.data;
@@ -180,20 +193,33 @@ FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t
 // A panel that should stay in the second-level cache while the rows pass.
 constexpr int64_t kPanelBytes = 160 << 10;
 
-// The same for a panel of any length, cut into such pieces: epilogue(add, first_row, tile_rows, tile), `add` after the
-// first piece.
+// Which part of the sums a tile of gemm_in_pieces holds.
+struct Piece {
+  bool first, last;
+};
+
+// The same for a panel of any length, cut into such pieces: epilogue(piece, first_row, tile_rows, tile) is called for
+// every row of a piece before the next one is begun. Many blocks are cut between blocks, a single one within.
 template <class T, class Epilogue>
 FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t k_per_block,
                                    const Panel<T>& panel, Epilogue&& epilogue) {
-  const int64_t block_size = k_per_block * panel.nv * kWidth<T>;
-  const int64_t most = max(1, kPanelBytes / (block_size * int64_t(sizeof(T))));
-  const int64_t pieces = rows > kMaxRows ? (blocks + most - 1) / most : 1;
+  const bool within = blocks == 1;
+  const int64_t parts = within ? k_per_block : blocks, part_k = within ? 1 : k_per_block;
+  const int64_t part_stride = within ? a.k_stride : a.block_stride, part_size = part_k * panel.nv * kWidth<T>;
+  if (rows <= kMaxRows || parts * part_size * int64_t(sizeof(T)) <= kPanelBytes) {
+    return gemm(a, rows, blocks, k_per_block, panel, [&](int64_t first, int64_t count, const T* tile) {
+      epilogue(Piece{true, true}, first, count, tile);
+    });
+  }
+  const int64_t most = max(1, kPanelBytes / (part_size * int64_t(sizeof(T)))), pieces = (parts + most - 1) / most;
   for (int64_t i = 0; i < pieces; i++) {
-    const int64_t begin = blocks * i / pieces, end = blocks * (i + 1) / pieces;
-    const T* next = i + 1 < pieces ? panel.data + end * block_size : panel.next;
-    gemm(Rows<T>{a.data + begin * a.block_stride, a.row_stride, a.k_stride, a.block_stride}, rows, end - begin,
-         k_per_block, {panel.data + begin * block_size, panel.nv, next},
-         [&](int64_t first, int64_t count, const T* tile) { epilogue(i > 0, first, count, tile); });
+    const int64_t begin = parts * i / pieces, end = parts * (i + 1) / pieces, n = end - begin;
+    const T* next = i + 1 < pieces ? panel.data + end * part_size : panel.next;
+    gemm(Rows<T>{a.data + begin * part_stride, a.row_stride, a.k_stride, a.block_stride}, rows, within ? 1 : n,
+         within ? n : k_per_block, {panel.data + begin * part_size, panel.nv, next},
+         [&](int64_t first, int64_t count, const T* tile) {
+           epilogue(Piece{i == 0, i + 1 == pieces}, first, count, tile);
+         });
   }
 }
 
