@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/layer.h"
+#include "cpu/weight_gradients.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -30,8 +31,8 @@ class BackwardLayer {
         units(share(blocks, team, tid)),
         input_panels{a.input_size},
         state_panels{a.state_size},
-        unit_panels{a.hidden_size},
-        states(share(state_panels.vectors(), team, tid)) {}
+        states(share(state_panels.vectors(), team, tid)),
+        weight_gradients(args, team, tid, units, states) {}
 
   void run() {
     if (s.rows == 0) return;
@@ -52,7 +53,7 @@ class BackwardLayer {
         team.barrier(tid);
         after = t;
       }
-      weight_gradients(c);
+      weight_gradients.add(c, dgates);
       if (a.dx) {
         input_gradient(c);
         team.barrier(tid);
@@ -62,11 +63,6 @@ class BackwardLayer {
       for (int64_t b = 0; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
     }
     add_bias_gradients();
-  }
-
-  // Elements of BackwardArgs::columns for one row.
-  static int64_t columns_size(int64_t x, int64_t h, int64_t m) {
-    return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
   }
 
  private:
@@ -232,110 +228,6 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
-  // All threads pack x and h of some rows, then each multiplies them by the gate gradients of its units.
-  void weight_gradients(int64_t c) {
-    const int64_t end = s.offset[s.chunk_step[c + 1]];
-    T* x_columns = static_cast<T*>(a.columns);
-    T* h_columns = x_columns + input_panels.vectors() * w * a.outer_rows;
-    T* m_columns = h_columns + state_panels.vectors() * w * a.outer_rows;
-    for (int64_t row = chunk_row0; row < end; row += a.outer_rows) {
-      const int64_t n = min(a.outer_rows, end - row);
-      const Range own = share(n, team, tid);
-      for (int64_t i = own.begin; i < own.end; i++) {
-        pack_columns(static_cast<const T*>(a.x) + (row + i) * a.x_stride, input_panels, i, n, x_columns);
-        if (a.projected) {
-          pack_columns(static_cast<const T*>(a.hidden) + (row + i) * blocks * w, unit_panels, i, n, m_columns);
-        }
-      }
-      pack_previous_states(c, row, own, n, h_columns);
-      team.barrier(tid);
-      outer_products(Cell::kXSlot, row, n, x_columns, input_panels, a.grads.w_ih);
-      outer_products(Cell::kHSlot, row, n, h_columns, state_panels, a.grads.w_hh);
-      if (a.projected) {
-        for (int64_t j = 0; j < unit_panels.count(); j++) {
-          for (int64_t sb = states.begin; sb < states.end; sb++) {
-            add_outer({dhidden(row) + sb * w, 1, state_width(), 0}, valid_lanes<T>(a.state_size, sb), n, m_columns,
-                      unit_panels, j, [&](int64_t i) { return row_of(a.grads.w_hr, unit_panels, sb * w + i, j); });
-          }
-        }
-      }
-      team.barrier(tid);
-    }
-  }
-
-  // Rows of this thread's units of a gate matrix += (gate gradients, transposed) x (packed columns). A panel of columns
-  // stays in cache while the gate gradients pass.
-  void outer_products(int first_slot, int64_t row, int64_t n, const T* columns, const ColumnPanels<T>& panels,
-                      void* matrix) {
-    for (int64_t j = 0; j < panels.count(); j++) {
-      for (int64_t u = units.begin; u < units.end; u++) {
-        const int64_t valid = valid_lanes<T>(a.hidden_size, u);
-        const int together = valid == w ? Cell::kGates : 1;  // gates whose units lie side by side
-        for (int gate = 0; gate < Cell::kGates; gate += together) {
-          const int slot = first_slot + gate;
-          add_outer({dgates.at(u, row - chunk_row0) + slot * w, 1, GateBlock<T, kSlots>::kRow, 0}, together * valid, n,
-                    columns, panels, j, [&](int64_t i) {
-                      const int64_t unit = u * w + i % w;
-                      return row_of(matrix, panels, Cell::gate_of_slot(slot + int(i / w)) * a.hidden_size + unit, j);
-                    });
-        }
-      }
-    }
-  }
-
-  T* row_of(void* matrix, const ColumnPanels<T>& panels, int64_t row, int64_t j) const {
-    return static_cast<T*>(matrix) + row * panels.n + panels.first_column(j);
-  }
-
-  // out(i) += row i of (transposed) x (columns of panel j)
-  template <class Out>
-  FASTRNN_INLINE void add_outer(const Rows<T>& transposed, int64_t rows, int64_t n, const T* columns,
-                                const ColumnPanels<T>& panels, int64_t j, Out&& out) {
-    const int nv = panels.nv(j);
-    gemm(transposed, rows, 1, n, {columns + panels.offset(j, n), nv, nullptr},
-         [&](int64_t first, int64_t count, const T* tile) {
-           // Those of the next tile arrive while it is summed.
-           for (int64_t r = first + count; r < min(rows, first + 2 * count); r++) {
-             for (int v = 0; v < nv; v++) __builtin_prefetch(out(r) + v * w, 1);
-           }
-           for (int64_t r = 0; r < count; r++) add_tile_row(tile + r * nv * w, nv, panels.columns(j), out(first + r));
-         });
-  }
-
-  static FASTRNN_INLINE void add_tile_row(const T* tile, int nv, int64_t columns, T* out) {
-    for (int v = 0; v < nv; v++) {
-      const int64_t valid = min(w, columns - v * w);
-      store_first(out + v * w, load_first(out + v * w, valid) + load(tile + v * w), valid);
-    }
-  }
-
-  static FASTRNN_INLINE void put_tile_row(const T* tile, int nv, int64_t columns, T* out) {
-    for (int v = 0; v < nv; v++) store_first(out + v * w, load(tile + v * w), min(w, columns - v * w));
-  }
-
-  static void pack_columns(const T* source, const ColumnPanels<T>& panels, int64_t i, int64_t n, T* columns) {
-    for (int64_t j = 0; j < panels.count(); j++) {
-      const int nv = panels.nv(j);
-      pack_row(source + panels.first_column(j), panels.columns(j), nv, columns + panels.offset(j, n) + i * nv * w);
-    }
-  }
-
-  // h_{t-1} of rows row + own, in chunk c.
-  void pack_previous_states(int64_t c, int64_t row, Range own, int64_t n, T* columns) {
-    int64_t t = s.chunk_step[c];
-    for (int64_t i = own.begin; i < own.end;) {
-      while (s.offset[t + 1] <= row + i) t++;
-      const int64_t before = a.reverse ? (t + 1 < s.seq_len ? t + 1 : -1) : t - 1;
-      Source<T> source[2];
-      const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, true, t, before, source);
-      for (int k = 0; k < found; k++) {
-        for (int64_t b = row + i - s.offset[t]; i < own.end && b < source[k].rows.end; b++, i++) {
-          pack_columns(source[k].h + (b - source[k].rows.begin) * source[k].h_stride, state_panels, i, n, columns);
-        }
-      }
-    }
-  }
-
   void input_gradient(int64_t c) {
     const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
     // Columns are split, each panel being read by one thread; few panels are split by rows too.
@@ -354,9 +246,9 @@ class BackwardLayer {
                        for (int64_t r = 0; r < count; r++) {
                          T* out = dx + (first + r) * a.x_stride;
                          if (!piece.first || a.add_dx) {
-                           add_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+                           add_row(tile + r * nv * w, nv, input_panels.columns(j), out);
                          } else {
-                           put_tile_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+                           put_row(tile + r * nv * w, nv, input_panels.columns(j), out);
                          }
                        }
                      });
@@ -369,8 +261,8 @@ class BackwardLayer {
       for (int slot = 0; slot < kSlots; slot++) {
         const int64_t first = Cell::gate_of_slot(slot) * a.hidden_size + u * w;
         const T* sum = static_cast<const T*>(a.bias_sums) + (u * kSlots + slot) * w;
-        if (a.grads.b_ih && G::from_x(slot)) add_tile_row(sum, 1, valid, static_cast<T*>(a.grads.b_ih) + first);
-        if (a.grads.b_hh && G::from_h(slot)) add_tile_row(sum, 1, valid, static_cast<T*>(a.grads.b_hh) + first);
+        if (a.grads.b_ih && G::from_x(slot)) add_row(sum, 1, valid, static_cast<T*>(a.grads.b_ih) + first);
+        if (a.grads.b_hh && G::from_h(slot)) add_row(sum, 1, valid, static_cast<T*>(a.grads.b_hh) + first);
       }
     }
   }
@@ -396,8 +288,9 @@ class BackwardLayer {
   const int tid;
   const int64_t blocks;  // of w units
   const Range units;     // of blocks: this thread's
-  const ColumnPanels<T> input_panels, state_panels, unit_panels;
+  const ColumnPanels<T> input_panels, state_panels;
   const Range states;  // blocks of h whose gradient this thread sums; without a projection, its units
+  WeightGradients<T, Cell> weight_gradients;
   GateBlock<T, kSlots> gates{}, dgates{};
   int64_t chunk_row0 = 0;
   int parity = 0;

@@ -166,7 +166,7 @@ struct BackwardPass {
   const std::vector<WeightGrads>& grads;
   void* workspace = nullptr;  // of the offsets below
   size_t x = 0, y = 0, dx = 0, dropped = 0, dy[2] = {0, 0}, dh = 0, dc = 0, w_ih_panels = 0, w_hh_panels = 0;
-  size_t w_hr_panels = 0, dgates = 0, partial = 0, dhidden = 0, bias_sums = 0, columns = 0;
+  size_t w_hr_panels = 0, dgates = 0, partial = 0, dhidden = 0, bias_sums = 0, columns = 0, outer_tiles = 0;
   std::vector<BackwardArgs> layers{};
 
   const Geometry& geometry() const { return reserve.geometry; }
@@ -195,14 +195,15 @@ struct BackwardPass {
     w_ih_panels = layout.add(bytes(panels.w_ih));
     w_hh_panels = layout.add(bytes(panels.w_hh));
     w_hr_panels = layout.add(bytes(panels.w_hr));
-    dgates = layout.add(bytes(plan().most_chunk_rows() * g.gate_row));
+    dgates = layout.add(bytes(plan().most_chunk_rows() * g.gate_row + g.width));
     partial = layout.add(bytes(2 * threads * plan().batch() * g.state_blocks * g.width));
-    dhidden = layout.add(problem.proj_size ? bytes(plan().most_chunk_rows() * g.state_blocks * g.width) : 0);
+    dhidden = layout.add(problem.proj_size ? bytes(plan().most_chunk_rows() * g.state_blocks * g.width + g.width) : 0);
     bias_sums = layout.add(bytes(g.gate_row));
     const int64_t input = std::max(problem.input_size, problem.num_layers > 1 ? width() : 0);
     columns =
         layout.add(bytes(outer_rows() * reserve.kernels->columns_size(input, problem.state_size(),
                                                                       problem.proj_size ? problem.hidden_size : 0)));
+    outer_tiles = layout.add(bytes(threads * reserve.kernels->tiles_size(outer_rows())));
   }
 
   // Gradients of a layer's output: of the top one the user's; below, the dx of the layer above, in turns.
@@ -249,6 +250,7 @@ struct BackwardPass {
         a.dhidden = at(workspace, dhidden);
         a.bias_sums = at(workspace, bias_sums);
         a.columns = at(workspace, columns);
+        a.outer_tiles = at(workspace, outer_tiles);
         a.outer_rows = outer_rows();
         layers.push_back(a);
       }

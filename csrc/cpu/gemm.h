@@ -23,10 +23,29 @@ constexpr int max_rows(int nv) {
 
 template <class T>
 struct Rows {
+  using Element = T;
   const T* data;
   int64_t row_stride;
   int64_t k_stride;
   int64_t block_stride;
+
+  static constexpr int most(int nv) { return max_rows(nv); }
+  Rows tile(int64_t /*i*/, int64_t first, int64_t /*rows*/) const {
+    return {data + first * row_stride, row_stride, k_stride, block_stride};
+  }
+};
+
+// Rows that stood transposed, copied into the order in which tiles read them: [tile][k][rows of the tile].
+template <class T>
+struct PackedRows {
+  using Element = T;
+  static constexpr int kMost = int(min(max_rows(kMaxVectors), kWidth<T>));  // pack_tiles copies them as one vector
+  const T* data;
+  int64_t k_size;
+
+  static constexpr int most(int /*nv*/) { return kMost; }
+  static int64_t tile_size(int64_t k_size) { return k_size * kMost + kWidth<T>; }  // what pack_tiles writes in excess
+  Rows<T> tile(int64_t i, int64_t /*first*/, int64_t rows) const { return {data + i * tile_size(k_size), 1, rows, 0}; }
 };
 
 template <class T>
@@ -157,14 +176,14 @@ struct Tiles {
 
 // Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
-template <class T, class Epilogue>
-FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
+template <class A, class Epilogue, class T = typename A::Element>
+FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
                          Epilogue&& epilogue) {
   constexpr int w = kWidth<T>;
   const int nv = panel.nv;
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
-  const Tiles tiles(rows, max_rows(nv));
+  const Tiles tiles(rows, a.most(nv));
   const char *next = reinterpret_cast<const char*>(panel.next),
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
   TileBuffer<T> tile;
@@ -174,13 +193,15 @@ FASTRNN_INLINE void gemm(const Rows<T>& a, int64_t rows, int64_t blocks, int64_t
     const TileFunction<T> multiply = kTiles<T>[nv][n];
     const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
     const T* columns = panel.data;
+    const Rows<T> part = a.tile(i, first, n);
     for (int64_t b = 0; b < blocks; b += b_step) {
       const int64_t nb = min(b_step, blocks - b);
       for (int64_t k = 0; k < k_per_block; k += k_step) {
         const int64_t nk = min(k_step, k_per_block - k);
-        const T* from = a.data + first * a.row_stride + b * a.block_stride + k * a.k_stride;
+        const T* from = part.data + b * part.block_stride + k * part.k_stride;
         const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
-        multiply({from, a.row_stride, a.k_stride, a.block_stride}, nb, nk, columns, b + k > 0, ahead, tile.data);
+        multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, b + k > 0, ahead,
+                 tile.data);
         columns += nb * nk * nv * w;
         if (step) next += nb * nk * step;
       }
@@ -207,9 +228,8 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
   const int64_t parts = within ? k_per_block : blocks, part_k = within ? 1 : k_per_block;
   const int64_t part_stride = within ? a.k_stride : a.block_stride, part_size = part_k * panel.nv * kWidth<T>;
   if (rows <= kMaxRows || parts * part_size * int64_t(sizeof(T)) <= kPanelBytes) {
-    return gemm(a, rows, blocks, k_per_block, panel, [&](int64_t first, int64_t count, const T* tile) {
-      epilogue(Piece{true, true}, first, count, tile);
-    });
+    return gemm(a, rows, blocks, k_per_block, panel,
+                [&](int64_t first, int64_t count, const T* tile) { epilogue(Piece{true, true}, first, count, tile); });
   }
   const int64_t most = max(1, kPanelBytes / (part_size * int64_t(sizeof(T)))), pieces = (parts + most - 1) / most;
   for (int64_t i = 0; i < pieces; i++) {
@@ -223,7 +243,24 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
   }
 }
 
-// ---- panels
+// ---- packing
+
+// Rows r of a matrix whose element (r, k) stands at source[r + k * k_stride], as PackedRows. Reads a vector beyond it.
+template <class T>
+void pack_tiles(const T* source, int64_t k_stride, int64_t rows, int64_t k_size, T* packed) {
+  const Tiles tiles(rows, PackedRows<T>::kMost);
+  const int64_t tile_size = PackedRows<T>::tile_size(k_size);
+  for (int64_t k = 0; k < k_size; k++, source += k_stride) {
+    const T* from = source;
+    T* to = packed;
+    // Whole vectors: what is too much of one is overwritten by the next k.
+    const auto copy = [&](int64_t count, int64_t n) {
+      for (int64_t i = 0; i < count; i++, from += n, to += tile_size) store(to + k * n, load(from));
+    };
+    copy(tiles.taller, tiles.height + 1);
+    copy(tiles.count - tiles.taller, tiles.height);
+  }
+}
 
 // Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.
 template <class T>
@@ -247,6 +284,21 @@ FASTRNN_INLINE void pack_row(const T* source, int64_t columns, int nv, T* row) {
   for (int v = 0; v < nv; v++) {
     store(row + v * w, v * w < columns ? load_first(source + v * w, min(w, columns - v * w)) : Vec<T>{});
   }
+}
+
+// A row of a tile joins, or becomes, `columns` numbers of a matrix.
+template <class T>
+FASTRNN_INLINE void add_row(const T* tile, int nv, int64_t columns, T* out) {
+  constexpr int w = kWidth<T>;
+  for (int v = 0; v < nv; v++) {
+    const int64_t valid = min(w, columns - v * w);
+    store_first(out + v * w, load_first(out + v * w, valid) + load(tile + v * w), valid);
+  }
+}
+template <class T>
+FASTRNN_INLINE void put_row(const T* tile, int nv, int64_t columns, T* out) {
+  constexpr int w = kWidth<T>;
+  for (int v = 0; v < nv; v++) store_first(out + v * w, load(tile + v * w), min(w, columns - v * w));
 }
 
 // Columns 0..n of a matrix in panels of up to kMaxVectors vectors.

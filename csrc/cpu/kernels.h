@@ -67,12 +67,13 @@ struct BackwardArgs : LayerArgs {
   WeightGrads grads;
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
-  void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk
+  void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector
   int64_t dgates_rows;
-  void* partial;    // [2][threads][state blocks][B][W]
-  void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t
-  void* bias_sums;  // [nb][S][W]
-  void* columns;    // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
+  void* partial;      // [2][threads][state blocks][B][W]
+  void* dhidden;      // projected only: [chunk rows][state blocks * W]: dh_t; and one vector
+  void* bias_sums;    // [nb][S][W]
+  void* columns;      // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
+  void* outer_tiles;  // room for outer_rows rows of gate gradients of a few unit blocks, for each thread
   int64_t outer_rows;
 };
 
@@ -86,6 +87,7 @@ struct Kernels {
   int width;
   CellKernels cells[kCellTypes];                             // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
+  int64_t (*tiles_size)(int64_t rows);                       // elements a thread of BackwardArgs::outer_tiles
   int64_t (*fma_chains)(int64_t rounds, void* sink);         // returns the operations done
   void (*read_once)(const void* data, int64_t bytes, void* sink);
 };

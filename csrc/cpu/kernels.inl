@@ -27,7 +27,8 @@ constexpr Kernels kernels() {
   return {kWidth<T>,
           {cell_kernels<T, LstmCell>(), cell_kernels<T, GruCell>(), cell_kernels<T, RnnTanhCell>(),
            cell_kernels<T, RnnReluCell>()},
-          &BackwardLayer<T, LstmCell>::columns_size,
+          &WeightGradients<T, LstmCell<SimdMath<T>>>::columns_size,
+          &WeightGradients<T, LstmCell<SimdMath<T>>>::tiles_size,
           &fma_chains<T>,
           &read_once<T>};
 }

@@ -57,8 +57,8 @@ FASTRNN_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-FASTRNN_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTRNN_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTRNN_INLINE constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTRNN_INLINE constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 #if defined(__AVX512F__)
 
