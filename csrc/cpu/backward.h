@@ -20,6 +20,7 @@ class BackwardLayer {
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
   static constexpr int64_t kXWidth = G::kXSlots * w, kHWidth = G::kHSlots * w;
+  static constexpr int64_t kPartRows = 128;
 
  public:
   BackwardLayer(const BackwardArgs& args, Team& team, int tid)
@@ -74,7 +75,7 @@ class BackwardLayer {
     if (a.dx) {
       const Range own = share(input_panels.count(), team, tid);
       for (int64_t j = own.begin; j < own.end; j++) {
-        pack_gate_rows(weights.w_ih, a.input_size, Cell::kXSlot, {0, blocks}, input_panels, j, input_panel(j));
+        pack_gate_rows(weights.w_ih, a.input_size, Cell::kXSlot, {0, blocks}, input_panels, j, input_panel(j, 0));
       }
     }
     for (int64_t u = units.begin; a.projected && u < units.end; u += kMaxVectors) {
@@ -228,31 +229,49 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
+  // dx = dgates W_ih. A block of rows and a piece of the units at a time, whose gate gradients stay in cache while the
+  // panels pass.
   void input_gradient(int64_t c) {
     const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
-    // Columns are split, each panel being read by one thread; few panels are split by rows too.
-    const int64_t parts = panels >= 2 * team.size() ? 1 : team.size();
-    const Range jobs = share(panels * parts, team, tid);
-    for (int64_t job = jobs.begin; job < jobs.end; job++) {
-      const int64_t j = job / parts, column = input_panels.first_column(j);
-      const Range part{rows * (job % parts) / parts, rows * (job % parts + 1) / parts};
-      const int nv = input_panels.nv(j);
-      const Rows<T> from{dgates.at(0, part.begin) + Cell::kXSlot * w, GateBlock<T, kSlots>::kRow, 1,
-                         dgates.block_stride()};
-      const T* next = j + 1 < panels ? input_panel(j + 1) : nullptr;
-      T* dx = static_cast<T*>(a.dx) + (chunk_row0 + part.begin) * a.x_stride + column;
-      gemm_in_pieces(from, part.size(), blocks, kXWidth, {input_panel(j), nv, next},
-                     [&](Piece piece, int64_t first, int64_t count, const T* tile) {
-                       for (int64_t r = 0; r < count; r++) {
-                         T* out = dx + (first + r) * a.x_stride;
-                         if (!piece.first || a.add_dx) {
-                           add_row(tile + r * nv * w, nv, input_panels.columns(j), out);
-                         } else {
-                           put_row(tile + r * nv * w, nv, input_panels.columns(j), out);
-                         }
-                       }
-                     });
+    const bool by_columns = unevenness(panels) <= unevenness(rows);
+    const Range own_panels = by_columns ? share(panels, team, tid) : Range{0, panels};
+    const Range own_rows = by_columns ? Range{0, rows} : share(rows, team, tid);
+    const Tiles parts(own_rows.size(), kPartRows);
+    const int64_t block_bytes = kXWidth * kMaxVectors * kVectorBytes;
+    const Tiles pieces(blocks, max(1, kPanelBytes / block_bytes));
+    int64_t row = own_rows.begin;
+    for (int64_t p = 0; p < parts.count; row += parts.rows(p), p++) {
+      int64_t u = 0;
+      for (int64_t i = 0; i < pieces.count; u += pieces.rows(i), i++) {
+        for (int64_t j = own_panels.begin; j < own_panels.end; j++) {
+          const T* next = j + 1 < own_panels.end ? input_panel(j + 1, u) : nullptr;
+          add_input_gradient(row, parts.rows(p), {u, u + pieces.rows(i)}, j, next);
+        }
+      }
     }
+  }
+
+  // How much longer than its even part n things take a team, which each goes to one thread: 1 is best.
+  double unevenness(int64_t n) const {
+    const int64_t most = (n + team.size() - 1) / team.size();
+    return double(most * team.size()) / double(n);
+  }
+
+  void add_input_gradient(int64_t row, int64_t rows, Range of, int64_t j, const T* next) {
+    const int nv = input_panels.nv(j);
+    T* dx = static_cast<T*>(a.dx) + (chunk_row0 + row) * a.x_stride + input_panels.first_column(j);
+    gemm(Rows<T>{dgates.at(of.begin, row) + Cell::kXSlot * w, GateBlock<T, kSlots>::kRow, 1, dgates.block_stride()},
+         rows, of.size(), kXWidth, Panel<T>{input_panel(j, of.begin), nv, next},
+         [&](int64_t first, int64_t count, const T* tile) {
+           for (int64_t r = 0; r < count; r++) {
+             T* out = dx + (first + r) * a.x_stride;
+             if (of.begin > 0 || a.add_dx) {
+               add_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+             } else {
+               put_row(tile + r * nv * w, nv, input_panels.columns(j), out);
+             }
+           }
+         });
   }
 
   void add_bias_gradients() {
@@ -279,7 +298,11 @@ class BackwardLayer {
     return static_cast<T*>(a.w_hh_panels) + units.begin * kHWidth * state_width() +
            state_panels.offset(j, units.size() * kHWidth);
   }
-  T* input_panel(int64_t j) const { return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth); }
+  // From unit block u on.
+  T* input_panel(int64_t j, int64_t u) const {
+    return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth) +
+           u * kXWidth * input_panels.nv(j) * w;
+  }
   T* projection_panel(int64_t u) const { return static_cast<T*>(a.w_hr_panels) + u * a.state_size * w; }
 
   const BackwardArgs& a;
