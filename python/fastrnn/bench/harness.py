@@ -320,12 +320,12 @@ class _Row:
 
     @contextmanager
     def _guard(self, worker: Worker) -> Iterator[None]:
-        """Where the worker fails inside, it is out, and the others go on."""
+        """Where the worker fails inside, its peer is out, and the others go on."""
         try:
             yield
         except PeerError as error:
             self._failed[worker.name] = str(error)
-            self._workers.remove(worker)
+            self._workers = [other for other in self._workers if other.name != worker.name]
             self._progress(f"{worker.label} failed ({self._cell} {self._shape}): {error}")
 
     def _check(self, mode: str) -> tuple[dict[str, float | None], str | None]:
