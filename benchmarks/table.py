@@ -1,4 +1,4 @@
-"""Makes the Markdown tables of a run that `fastrnn bench --json FILE` has written.
+"""Makes the Markdown tables of a run that `fastrnn bench --json FILE` or `memory.py --json FILE` has written.
 
     python benchmarks/table.py FILE                    # prints them all
     python benchmarks/table.py FILE --write README.md  # puts them where the README wants them
@@ -8,18 +8,20 @@ A README wants a table where it has the lines
     <!-- table: NAME -->
     <!-- end -->
 
-with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary. What
-stands between the two lines is replaced; tables of other files stay as they are.
+with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
+memory.py's: peaks, growth. What stands between the two lines is replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from fastrnn.bench import report
+from fastrnn.bench import report, shapes
 
 _PLACE = re.compile(r"^(<!-- table: (.+?) -->)$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
@@ -34,6 +36,26 @@ def make_tables(document: report.Document) -> dict[str, str]:
     }
     texts = {name: report.as_markdown(table) for name, table in tables.items() if table[1]}
     return {"machine": report.describe(document)} | texts
+
+
+def make_memory_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what memory.py has written."""
+
+    def mib(size: float) -> str:
+        return f"{size / (1 << 20):.1f}"
+
+    peaks = {(peak["shape"], peak["cell"]): peak for peak in document["peaks"]}
+    header = ["T,B,I,H,L", *(f"{cell}: fastrnn, torch MiB, ratio" for cell in shapes.CELLS)]
+    lines = [
+        [shape]
+        + [
+            f"{mib(peak['fastrnn'])}, {mib(peak['torch'])}, {peak['fastrnn'] / peak['torch']:.2f}"
+            for peak in (peaks[shape, cell] for cell in shapes.CELLS)
+        ]
+        for shape in dict.fromkeys(shape for shape, _ in peaks)
+    ]
+    growth = ", ".join(map(mib, document["growth"]))
+    return {"peaks": report.as_markdown((header, lines)), "growth": growth}
 
 
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
@@ -65,7 +87,11 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="README", help="the file whose tables are replaced")
     args = parser.parse_args()
     try:
-        tables = make_tables(report.read_json(args.file))
+        document = json.loads(args.file.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and {"peaks", "growth"} <= document.keys():
+            tables = make_memory_tables(document)
+        else:
+            tables = make_tables(report.read_json(args.file))
         if args.write is None:
             print("\n\n".join(tables.values()))
         else:

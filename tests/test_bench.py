@@ -470,10 +470,28 @@ def test_tables(made):
 
 
 @pytest.mark.skipif(not TABLE.is_file(), reason="benchmarks/ is not beside the tests")
-def test_tables_in_a_readme(made, monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def table():
     spec = importlib.util.spec_from_file_location("table", TABLE)
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_memory_tables(table):
+    peaks = [
+        {"cell": cell, "shape": shape, "fastrnn": 3 << 20, "torch": 4 << 20}
+        for shape in ("1,2,3,4,1", "5,6,7,8,2")
+        for cell in shapes.CELLS
+    ]
+    made = table.make_memory_tables({"peaks": peaks, "growth": [5 << 20, 5 << 19]})
+    lines = made["peaks"].splitlines()
+    assert [line.count("|") for line in lines] == [5] * 4
+    assert lines[3] == "| 5,6,7,8,2 | 3.0, 4.0, 0.75 | 3.0, 4.0, 0.75 | 3.0, 4.0, 0.75 |"
+    assert made["growth"] == "5.0, 2.5"
+
+
+def test_tables_in_a_readme(table, made, monkeypatch, capsys, tmp_path):
     path, readme = tmp_path / "two.json", tmp_path / "README.md"
     report.write_json(path, made)
     assert report.read_json(path) == made
