@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--json FILE]
 
-Peak: a process for each library and shape makes layer and data, does a step of a tiny layer, and then three training
-steps; reported is how far its resident memory rose above what it was before these. Growth: 10,000 training steps and
-inferences of shapes drawn at random; reported is the resident memory after each tenth.
+Peak: a process for each library and shape does a step of a tiny layer, makes layer and data, and then does three
+training steps; reported is how far its resident memory rose above what it was before these. Growth: 10,000 training
+steps and inferences of shapes drawn at random; reported is the resident memory after each tenth.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 
 One size is varied at a time, H, B, T or I, for each cell, in inference and in training, with float32, float64, lengths
 (drawn from 1..T) and resets (one step in twenty). Each point is the time of a call over the operations of its matrix
-products, and in training the bytes kept for backward over rows and hidden units. A point is a cliff where it lies more
-than 1.5 times above the line between its two neighbours (geometric means, as sizes and times both are on logarithmic
-axes). The exit status is 0 also where there are some.
+products, and in training the bytes kept for backward over rows and hidden units. Both fall as sizes grow, or stay: a
+point is a cliff where it lies more than 1.5 times above the size before it, or above the least of all smaller ones,
+the latter told anew only where it has grown by 1.5 again. The exit status is 0 also where there are some.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import exp, log
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import numpy as np
 
 import fastrnn
 from fastrnn.bench import machine, shapes
+from fastrnn.bench.harness import spread
 
 LIMIT = 1.5
 TURN_SECONDS = 0.002
@@ -103,9 +102,8 @@ def measure(line: Line, rounds: int) -> list[Point]:
             times[i].append(_time(calls[i]))
     points = []
     for value, measured, count, nbytes in zip(values, times, counts, kept, strict=True):
-        first, middle, third = quantiles(measured, n=4, method="inclusive")
         # The least: a slow spell of the machine is no property of a size.
-        points.append(Point(value, min(measured) * 1e9 / count, (third - first) / middle, nbytes))
+        points.append(Point(value, min(measured) * 1e9 / count, spread(measured), nbytes))
     return points
 
 
@@ -149,15 +147,16 @@ def _time(call: Any) -> float:
 
 
 def cliffs(points: list[Point], of: str) -> Iterator[tuple[int, float]]:
-    """Values at which `of` lies more than LIMIT times above the line between the neighbours, and how far above."""
-    for left, here, right in zip(points, points[1:], points[2:], strict=False):
-        ends = [getattr(point, of) for point in (left, here, right)]
-        if None in ends:
-            return
-        share = log(here.value / left.value) / log(right.value / left.value)
-        expected = exp(log(ends[0]) * (1 - share) + log(ends[2]) * share)
-        if ends[1] > LIMIT * expected:
-            yield here.value, ends[1] / expected
+    """Values at which `of` rises, and by what factor: above the value before, or higher than ever above the least."""
+    heights = [getattr(point, of) for point in points]
+    if None in heights:
+        return
+    least, known = heights[0], LIMIT
+    for before, here, point in zip(heights, heights[1:], points[1:], strict=False):
+        above = here / least
+        if here > LIMIT * before or above > known:
+            yield point.value, max(here / before, above)
+        known, least = max(known, LIMIT * above), min(least, here)
 
 
 def plot(document: dict[str, Any], path: Path) -> None:

@@ -469,9 +469,10 @@ def test_tables(made):
     )
 
 
-@pytest.mark.skipif(not TABLE.is_file(), reason="benchmarks/ is not beside the tests")
 @pytest.fixture
 def table():
+    if not TABLE.is_file():
+        pytest.skip("benchmarks/ is not beside the tests")
     spec = importlib.util.spec_from_file_location("table", TABLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -20,7 +20,7 @@ class BackwardLayer {
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
   static constexpr int64_t kXWidth = G::kXSlots * w, kHWidth = G::kHSlots * w;
-  static constexpr int64_t kPartRows = 128;
+  static constexpr int64_t kPartRows = 128;  // of a piece's gate gradients: 320 KB at most
 
  public:
   BackwardLayer(const BackwardArgs& args, Team& team, int tid)
@@ -229,32 +229,33 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
-  // dx = dgates W_ih. A block of rows and a piece of the units at a time, whose gate gradients stay in cache while the
-  // panels pass.
+  // dx = dgates W_ih. Some rows and a piece of the units at a time, whose gate gradients stay in cache while the panels
+  // pass.
   void input_gradient(int64_t c) {
     const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
-    const bool by_columns = unevenness(panels) <= unevenness(rows);
+    if (rows == 0) return;
+    const bool by_columns = unevenness(panels) <= unevenness(EvenParts(rows, max_rows(kMaxVectors)).count);
     const Range own_panels = by_columns ? share(panels, team, tid) : Range{0, panels};
     const Range own_rows = by_columns ? Range{0, rows} : share(rows, team, tid);
-    const Tiles parts(own_rows.size(), kPartRows);
+    const EvenParts parts(own_rows.size(), kPartRows);
     const int64_t block_bytes = kXWidth * kMaxVectors * kVectorBytes;
-    const Tiles pieces(blocks, max(1, kPanelBytes / block_bytes));
+    const EvenParts pieces(blocks, rows <= kMaxRows ? blocks : max(1, kPanelBytes / block_bytes));
     int64_t row = own_rows.begin;
-    for (int64_t p = 0; p < parts.count; row += parts.rows(p), p++) {
+    for (int64_t p = 0; p < parts.count; row += parts.size(p), p++) {
       int64_t u = 0;
-      for (int64_t i = 0; i < pieces.count; u += pieces.rows(i), i++) {
+      for (int64_t i = 0; i < pieces.count; u += pieces.size(i), i++) {
         for (int64_t j = own_panels.begin; j < own_panels.end; j++) {
           const T* next = j + 1 < own_panels.end ? input_panel(j + 1, u) : nullptr;
-          add_input_gradient(row, parts.rows(p), {u, u + pieces.rows(i)}, j, next);
+          add_input_gradient(row, parts.size(p), {u, u + pieces.size(i)}, j, next);
         }
       }
     }
   }
 
-  // How much longer than its even part n things take a team, which each goes to one thread: 1 is best.
+  // The largest share of n things over the mean share: 1 is best.
   double unevenness(int64_t n) const {
-    const int64_t most = (n + team.size() - 1) / team.size();
-    return double(most * team.size()) / double(n);
+    const int64_t largest = (n + team.size() - 1) / team.size();
+    return double(largest * team.size()) / double(n);
   }
 
   void add_input_gradient(int64_t row, int64_t rows, Range of, int64_t j, const T* next) {

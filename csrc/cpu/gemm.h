@@ -3,8 +3,9 @@
 //   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k * k_stride] * panel[b][k][v]
 //
 // r < rows (at most max_rows(nv)), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
-// (k_stride 1), gate gradients in blocks of units (block_stride), and their transpose for weight gradients (row_stride
-// 1). The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
+// (k_stride 1), gate gradients in blocks of units (block_stride), and, packed for weight gradients, their transpose
+// (row_stride 1). The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it
+// from there.
 #pragma once
 
 #include "cpu/simd.h"
@@ -35,7 +36,7 @@ struct Rows {
   }
 };
 
-// Rows that stood transposed, copied into the order in which tiles read them: [tile][k][rows of the tile].
+// Rows of a transposed matrix, copied into the order in which tiles read them: [tile][k][rows of the tile].
 template <class T>
 struct PackedRows {
   using Element = T;
@@ -161,17 +162,17 @@ struct alignas(64) TileBuffer {
 // One chain of additions is no longer than this: rounding errors grow with its length.
 constexpr int64_t kChain = 256;
 
-// A 32-bit division takes a fraction of a 64-bit one's time, and small products are many.
+// a / b, for 0 <= a and 0 < b. A 32-bit division takes a fraction of a 64-bit one's time, and small products are many.
 FASTRNN_INLINE int64_t divide(int64_t a, int64_t b) {
-  return uint64_t(a) >> 32 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
+  return uint64_t(a | b) >> 32 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
 }
 
-// Rows cut into tiles of even height, taller ones first: 20 rows are 4 x 5, not 3 x 6 + 2.
-struct Tiles {
-  Tiles(int64_t rows, int64_t most)
-      : count(divide(rows + most - 1, most)), height(count ? divide(rows, count) : 0), taller(rows - height * count) {}
-  int64_t rows(int64_t i) const { return height + (i < taller); }
-  int64_t count, height, taller;
+// n things cut into parts of even size, larger ones first: 20 rows in tiles of up to 6 are 4 x 5, not 3 x 6 + 2.
+struct EvenParts {
+  EvenParts(int64_t n, int64_t most)
+      : count(divide(n + most - 1, most)), least(count ? divide(n, count) : 0), larger(n - least * count) {}
+  int64_t size(int64_t i) const { return least + (i < larger); }
+  int64_t count, least, larger;  // `larger` of them have one more than the least
 };
 
 // Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
@@ -183,13 +184,13 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
   const int nv = panel.nv;
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
-  const Tiles tiles(rows, a.most(nv));
+  const EvenParts tiles(rows, a.most(nv));
   const char *next = reinterpret_cast<const char*>(panel.next),
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
   TileBuffer<T> tile;
   int64_t first = 0;
   for (int64_t i = 0; i < tiles.count; i++) {
-    const int64_t n = tiles.rows(i);
+    const int64_t n = tiles.size(i);
     const TileFunction<T> multiply = kTiles<T>[nv][n];
     const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
     const T* columns = panel.data;
@@ -248,7 +249,7 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
 // Rows r of a matrix whose element (r, k) stands at source[r + k * k_stride], as PackedRows. Reads a vector beyond it.
 template <class T>
 void pack_tiles(const T* source, int64_t k_stride, int64_t rows, int64_t k_size, T* packed) {
-  const Tiles tiles(rows, PackedRows<T>::kMost);
+  const EvenParts tiles(rows, PackedRows<T>::kMost);
   const int64_t tile_size = PackedRows<T>::tile_size(k_size);
   for (int64_t k = 0; k < k_size; k++, source += k_stride) {
     const T* from = source;
@@ -257,8 +258,8 @@ void pack_tiles(const T* source, int64_t k_stride, int64_t rows, int64_t k_size,
     const auto copy = [&](int64_t count, int64_t n) {
       for (int64_t i = 0; i < count; i++, from += n, to += tile_size) store(to + k * n, load(from));
     };
-    copy(tiles.taller, tiles.height + 1);
-    copy(tiles.count - tiles.taller, tiles.height);
+    copy(tiles.larger, tiles.least + 1);
+    copy(tiles.count - tiles.larger, tiles.least);
   }
 }
 

@@ -67,13 +67,14 @@ struct BackwardArgs : LayerArgs {
   WeightGrads grads;
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
-  void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector
+  void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector that pack_tiles may read
   int64_t dgates_rows;
-  void* partial;      // [2][threads][state blocks][B][W]
-  void* dhidden;      // projected only: [chunk rows][state blocks * W]: dh_t; and one vector
-  void* bias_sums;    // [nb][S][W]
-  void* columns;      // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
-  void* outer_tiles;  // room for outer_rows rows of gate gradients of a few unit blocks, for each thread
+  void* partial;    // [2][threads][state blocks][B][W]
+  void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t, and one vector as with dgates
+  void* bias_sums;  // [nb][S][W]
+  void* columns;    // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
+  // Room for outer_rows rows of gate gradients of a few unit blocks, or of dh, for each thread.
+  void* outer_tiles;
   int64_t outer_rows;
 };
 

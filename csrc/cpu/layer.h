@@ -13,6 +13,7 @@ namespace FASTRNN_ISA {
 // Slots that W_ih and W_hh feed; a slot in both holds the sum of the two.
 template <class Cell>
 struct Geometry {
+  static_assert(Cell::kGates <= kMaxVectors, "all gates of a unit share a tile");
   static constexpr int kSlots = Cell::kSlots;
   static constexpr int kXSlots = Cell::kGates, kHSlots = Cell::kGates;
   // Unit blocks to a tile, so that it is about four vectors wide whatever the cell.

@@ -3,7 +3,7 @@
 // All threads pack x, h_{t-1} and, projected, the cell's output of some rows into panels of columns. Then each packs
 // the gate gradients of a few of its own unit blocks into tiles, and all panels pass by: the tiles stay in the
 // second-level cache and the next panel arrives meanwhile. The matrices, which may be larger than the caches, are read
-// and written once.
+// and written once for every outer_rows rows.
 #pragma once
 
 #include "cpu/layer.h"
@@ -34,7 +34,8 @@ class WeightGradients {
         m_columns(h_columns + state_panels.vectors() * w * a.outer_rows),
         tiles(static_cast<T*>(a.outer_tiles) + tid * tiles_size(a.outer_rows)) {}
 
-  // Adds what chunk c gives. Threads have met since its gate gradients were written, and meet before it returns.
+  // Adds what chunk c gives. Threads have met since its gate gradients were written and, unless it has no rows, meet
+  // before this returns.
   void add(int64_t c, GateBlock<T, kSlots> dgates) {
     const int64_t chunk_row0 = s.offset[s.chunk_step[c]], end = s.offset[s.chunk_step[c + 1]];
     for (int64_t row = chunk_row0; row < end; row += a.outer_rows) {

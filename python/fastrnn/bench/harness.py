@@ -337,6 +337,8 @@ class _Row:
         # Where there is no reference, the first one that answers takes its place: torch, or else fastrnn.
         order = ("torch", "fastrnn", *PEERS)
         for worker in sorted(self._taking_part(mode), key=lambda worker: order.index(worker.name)):
+            if worker not in self._workers:  # out, with another process of its peer
+                continue
             with self._guard(worker):
                 results = worker.results(mode)
                 if expected is None:
@@ -359,6 +361,8 @@ class _Row:
         while rounds == 0 or (times and (time.perf_counter() < end or rounds < LEAST_ROUNDS)):
             limits.measure()
             for worker in self._order.sample(list(times), len(times)):
+                if worker not in self._workers:
+                    continue
                 with self._guard(worker):
                     times[worker].add(worker.request("time", mode=mode, seconds=TURN_SECONDS)["times"])
             # What a failed one had measured until then is half a measurement.
