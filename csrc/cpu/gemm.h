@@ -89,21 +89,37 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
     FASTRNN_UNROLL
     for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * a.row_stride;
     const auto accumulate = [&](int s, int64_t at) __attribute__((always_inline)) {
-      Vec<T> column[kVectors];
       constexpr int lines = fetches_whole_panel(kRows) ? kVectors * kVectorBytes / kLine : 1;
       FASTRNN_UNROLL
       for (int i = 0; i < lines; i++) __builtin_prefetch(ahead.line + i * kLine, 0, 2);
       ahead.line += ahead.step;
-      FASTRNN_UNROLL
-      for (int v = 0; v < kVectors; v++) column[v] = load(panel + (s * kVectors + v) * w);
-      FASTRNN_UNROLL
-      for (int r = 0; r < kRows; r++) {
-        const Vec<T> x = set1(row[r][at]);
+      const auto element = [&](int r) __attribute__((always_inline)) { return set1(row[r][at]); };
+      const auto column = [&](int v) __attribute__((always_inline)) { return load(panel + (s * kVectors + v) * w); };
+      // The fewer of both wait in registers: with the accumulators and one more they are all there are.
+      if constexpr (kRows < kVectors) {
+        Vec<T> x[kRows];
         FASTRNN_UNROLL
-        for (int v = 0; v < kVectors; v++) acc[s][r][v] = x * column[v] + acc[s][r][v];
+        for (int r = 0; r < kRows; r++) x[r] = element(r);
+        FASTRNN_UNROLL
+        for (int v = 0; v < kVectors; v++) {
+          const Vec<T> y = column(v);
+          FASTRNN_UNROLL
+          for (int r = 0; r < kRows; r++) acc[s][r][v] = x[r] * y + acc[s][r][v];
+        }
+      } else {
+        Vec<T> y[kVectors];
+        FASTRNN_UNROLL
+        for (int v = 0; v < kVectors; v++) y[v] = column(v);
+        FASTRNN_UNROLL
+        for (int r = 0; r < kRows; r++) {
+          const Vec<T> x = element(r);
+          FASTRNN_UNROLL
+          for (int v = 0; v < kVectors; v++) acc[s][r][v] = x * y[v] + acc[s][r][v];
+        }
       }
     };
     int64_t k = 0, at = 0;
+    FASTRNN_UNROLL_TWICE
     for (; k + kStreams <= k_per_block; k += kStreams, at += kStreams * ks, panel += kStreams * kVectors * w) {
       FASTRNN_UNROLL
       for (int s = 0; s < kStreams; s++) accumulate(s, at + s * ks);

@@ -14,6 +14,7 @@
 #include "cells/inline.h"
 
 #define FASTRNN_UNROLL _Pragma("GCC unroll 16")
+#define FASTRNN_UNROLL_TWICE _Pragma("GCC unroll 2")
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -22,6 +23,8 @@ namespace FASTRNN_ISA {
 constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRegisters = 32;
 #else
 constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
@@ -98,13 +101,16 @@ FASTRNN_INLINE void store_first(double* p, Vec<double> v, int64_t n) {
 
 #else
 
+#if defined(__AVX2__)
+FASTRNN_INLINE Vec<float> set1(float x) { return _mm256_set1_ps(x); }
+FASTRNN_INLINE Vec<double> set1(double x) { return _mm256_set1_pd(x); }
+#else
+// A number meets a vector as many of it; taking 0 from it leaves every bit.
 template <class T>
 FASTRNN_INLINE Vec<T> set1(T x) {
-  Vec<T> v;
-  FASTRNN_UNROLL
-  for (int i = 0; i < kWidth<T>; i++) v[i] = x;
-  return v;
+  return x - Vec<T>{};
 }
+#endif
 #if defined(__AVX2__)
 FASTRNN_INLINE Vec<float> at_most(Vec<float> x, float limit) { return _mm256_min_ps(set1(limit), x); }
 FASTRNN_INLINE Vec<double> at_most(Vec<double> x, double limit) { return _mm256_min_pd(set1(limit), x); }
