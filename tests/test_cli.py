@@ -111,7 +111,10 @@ def test_reader_that_goes_away():
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c():
     command = [sys.executable, "-m", "fastrnn", "demo"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here, as in a background job
+    )  # fmt: skip
     assert process.stdout.readline().startswith("text: ")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)

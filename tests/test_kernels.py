@@ -349,25 +349,19 @@ def test_a_reserve_serves_any_number_of_backwards_and_gradients_accumulate(isa, 
     def backward(dweights):
         dx, dh_0 = np.full_like(data.x, np.nan), np.full_like(h_n, np.nan)
         dc_0 = None if c_n is None else np.full_like(c_n, np.nan)
-        _core.backward(
-            problem, reserve, data.x, y, weights, data.dy, dh_n, dc_n, dx, dh_0, dc_0, dweights, 2, memory
-        )  # fmt: skip
+        out = (dx, dh_0, dc_0)
+        _core.backward(problem, reserve, data.x, y, weights, data.dy, dh_n, dc_n, True, dweights, memory, 2, out)
         return {"dx": dx, "dh_0": dh_0} | ({} if dc_0 is None else {"dc_0": dc_0})
 
     with kernels(isa):
         memory = _core.Memory()
-        reserve = _core.forward(
-            problem, data.x, h_0, c_0, weights, data.lengths, data.resets, 0.3, data.dropout_seed, True,
-            y, h_n, c_n, 2, memory,
-        )  # fmt: skip
+        options = (data.lengths, data.resets, 0.3, data.dropout_seed, True, memory, 2, (y, h_n, c_n))
+        reserve = _core.forward(problem, data.x, h_0, c_0, weights, *options)[3]
         assert reserve.nbytes > 0
         once, twice = ([np.zeros_like(w) for w in weights] for _ in range(2))
         first = backward(once)
         # Another pass through the same memory in between must not reach into the reserve.
-        _core.forward(
-            problem, data.x + 1, None, None, weights, None, None, 0.0, 0, False,
-            np.empty_like(y), np.empty_like(h_n), None if c_n is None else np.empty_like(c_n), 2, memory,
-        )  # fmt: skip
+        _core.forward(problem, data.x + 1, None, None, weights, None, None, 0.0, 0, False, memory, 2)
         second = backward(twice)
         helpers.assert_same_bits(second, first)
         for a, b in zip(twice, once, strict=True):

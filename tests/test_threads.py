@@ -187,10 +187,10 @@ def test_other_python_threads_run_during_a_call(direction):
     T, B, H = 50, 16, 128
     problem = _core.Problem("gru", "float32", H, H, 0, 1, False, True)
     weights = [np.zeros(shape, np.float32) for shape in reference.weight_shapes("gru", H, H).values()]
-    x, y, h_n = (np.zeros(shape, np.float32) for shape in [(T, B, H), (T, B, H), (1, B, H)])
-    options = (None, None, 0.0, 0, True, y, h_n, None, 1, None)
-    reserve = _core.forward(problem, x, None, None, weights, *options)
-    gradients = (y, None, None, x.copy(), h_n.copy(), None, [w.copy() for w in weights], 1, None)
+    x = np.zeros((T, B, H), np.float32)
+    options = (None, None, 0.0, 0, True, None, 1)
+    y, _, _, reserve = _core.forward(problem, x, None, None, weights, *options)
+    gradients = (y, None, None, True, [w.copy() for w in weights], None, 1)
     call = {
         "forward": lambda: _core.forward(problem, x, None, None, weights, *options),
         "backward": lambda: _core.backward(problem, reserve, x, y, weights, *gradients),
