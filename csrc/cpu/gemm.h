@@ -201,7 +201,8 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
   const EvenParts tiles(rows, a.most(nv));
-  const char *next = reinterpret_cast<const char*>(panel.next),
+  // A single tile reads panel after panel as one stream, which the processor fetches by itself.
+  const char *next = tiles.count > 1 ? reinterpret_cast<const char*>(panel.next) : nullptr,
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
   TileBuffer<T> tile;
   int64_t first = 0;
