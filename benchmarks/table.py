@@ -1,4 +1,4 @@
-"""Makes the Markdown tables of a run that `fastrnn bench --json FILE` or `memory.py --json FILE` has written.
+"""Makes the Markdown tables of what `fastrnn bench`, `memory.py` or `overhead.py` has written with `--json FILE`.
 
     python benchmarks/table.py FILE                    # prints them all
     python benchmarks/table.py FILE --write README.md  # puts them where the README wants them
@@ -9,7 +9,7 @@ A README wants a table where it has the lines
     <!-- end -->
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
-memory.py's: peaks, growth. What stands between the two lines is replaced; tables of other files stay as they are.
+memory.py's: peaks, growth; of overhead.py's: calls. What stands between the two lines is replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +58,17 @@ def make_memory_tables(document: dict[str, Any]) -> dict[str, str]:
     return {"peaks": report.as_markdown((header, lines)), "growth": growth}
 
 
+def make_overhead_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what overhead.py has written."""
+    rows = document["microseconds"]
+    kinds = list(next(iter(rows.values())))
+    lines = [
+        [cell, *(f"{median:.1f} ({low:.1f} to {high:.1f})" for low, median, high in (row[kind] for kind in kinds))]
+        for cell, row in rows.items()
+    ]
+    return {"calls": report.as_markdown((["us", *kinds], lines))}
+
+
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     """The text with the tables of this file in their places.
 
@@ -90,6 +101,8 @@ def main() -> int:
         document = json.loads(args.file.read_text(encoding="utf-8"))
         if isinstance(document, dict) and {"peaks", "growth"} <= document.keys():
             tables = make_memory_tables(document)
+        elif isinstance(document, dict) and "microseconds" in document:
+            tables = make_overhead_tables(document)
         else:
             tables = make_tables(report.read_json(args.file))
         if args.write is None:

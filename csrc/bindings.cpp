@@ -1,14 +1,12 @@
 // fastrnn._core: arrays become pointers, the GIL is released, fastrnn.h is called. Shapes are checked again here,
 // cheaply, so that no mistake in Python can read out of bounds; messages for users come from Python's own validation.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 
+#include "arrays.h"
 #include "cpu/isa.h"
 #include "cpu/limits.h"
 #include "cpu/memory.h"
@@ -20,141 +18,6 @@ using namespace py::literals;
 
 namespace fastrnn {
 namespace {
-
-using Shape = std::initializer_list<int64_t>;
-
-// Whether it is C-contiguous and of exactly this dtype and shape.
-bool fits(const py::array& array, char kind, int64_t item_size, Shape shape) {
-  constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  const py::dtype dtype = array.dtype();
-  if (dtype.kind() != kind || dtype.itemsize() != item_size || dtype.byteorder() == '>' ||
-      (array.flags() & kLayout) != kLayout || array.ndim() != py::ssize_t(shape.size())) {
-    return false;
-  }
-  py::ssize_t i = 0;
-  for (const int64_t n : shape) {
-    if (array.shape(i++) != n) return false;
-  }
-  return true;
-}
-
-py::array checked(const py::handle& object, const char* name, char kind, int64_t item_size, Shape shape) {
-  if (!py::isinstance<py::array>(object)) throw py::type_error(std::string("_core: ") + name + " must be an array");
-  auto array = py::reinterpret_borrow<py::array>(object);
-  if (!fits(array, kind, item_size, shape)) {
-    throw py::value_error(std::string("_core: ") + name + " has another dtype, layout or shape than expected");
-  }
-  return array;
-}
-
-const void* input(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
-  if (object.is_none()) return nullptr;
-  return checked(object, name, 'f', int64_t(problem.element_size()), shape).data();
-}
-
-void* output(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
-  if (object.is_none()) return nullptr;
-  const py::array array = checked(object, name, 'f', int64_t(problem.element_size()), shape);
-  if (!array.writeable()) throw py::value_error(std::string("_core: ") + name + " must be writeable");
-  return const_cast<void*>(array.data());
-}
-
-template <class T>
-const T* required(const T* pointer, const char* name, bool empty) {
-  if (!pointer && !empty) throw py::value_error(std::string("_core: ") + name + " is missing");
-  return pointer;
-}
-
-size_t weight_count(const Problem& problem) {
-  return size_t(problem.num_layers * problem.directions) * (2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0));
-}
-
-// Entries of all layers and directions, each made of take(name, shape), which is called in the order of the arrays.
-template <class Entry, class Take>
-std::vector<Entry> weight_entries(const Problem& problem, Take&& take) {
-  const int64_t rows = problem.gates() * problem.hidden_size, state = problem.state_size();
-  std::vector<Entry> list(size_t(problem.num_layers * problem.directions));
-  for (size_t i = 0; i < list.size(); i++) {
-    Entry& e = list[i];
-    e.w_ih = take("w_ih", {rows, problem.layer_input_size(int64_t(i) / problem.directions)});
-    e.w_hh = take("w_hh", {rows, state});
-    if (problem.bias) {
-      e.b_ih = take("b_ih", {rows});
-      e.b_hh = take("b_hh", {rows});
-    }
-    if (problem.proj_size) e.w_hr = take("w_hr", {problem.proj_size, problem.hidden_size});
-  }
-  return list;
-}
-
-// The same of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer.
-template <class Entry, class Get>
-std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
-  if (arrays.size() != weight_count(problem)) throw py::value_error("_core: wrong number of weight arrays");
-  size_t next = 0;
-  return weight_entries<Entry>(problem, [&](const char* name, Shape shape) {
-    const py::object array = arrays[next++];
-    if (array.is_none()) throw py::value_error(std::string("_core: ") + name + " is missing");
-    return get(array, name, shape);
-  });
-}
-
-bool is_plain_array(const py::handle& object) {
-  return Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
-}
-
-// The arrays of a dict in the order of `names`; None where it holds anything else than exactly the arrays that the
-// kernels can read. Then the caller finds out what is wrong.
-py::object gather(const Problem& problem, const py::dict& mapping, const py::tuple& names) {
-  struct Entry {
-    bool w_ih, w_hh, b_ih, b_hh, w_hr;
-  };
-  const size_t count = weight_count(problem);
-  if (mapping.size() != count || names.size() != count) return py::none();
-  py::list arrays(count);
-  size_t next = 0;
-  bool good = true;
-  weight_entries<Entry>(problem, [&](const char*, Shape shape) {
-    if (!good) return false;
-    const auto array = py::reinterpret_steal<py::object>(PyObject_GetItem(mapping.ptr(), names[next].ptr()));
-    if (!array && !PyErr_ExceptionMatches(PyExc_KeyError)) throw py::error_already_set();
-    if (!array) PyErr_Clear();
-    good = array && is_plain_array(array) &&
-           fits(py::reinterpret_borrow<py::array>(array), 'f', int64_t(problem.element_size()), shape);
-    arrays[next++] = array;
-    return good;
-  });
-  return good ? py::object(arrays) : py::none();
-}
-
-// Whether every one of `targets` is writeable and shares no memory with another target or one of `others`, as far as
-// that can be told quickly.
-bool writeable_apart(const py::list& targets, const py::list& others) {
-  struct Span {
-    uintptr_t begin, end;
-    bool target;
-  };
-  std::vector<Span> spans;
-  spans.reserve(targets.size() + others.size());
-  for (const py::list* list : {&targets, &others}) {
-    const bool target = list == &targets;
-    for (const py::handle object : *list) {
-      if (!is_plain_array(object)) return false;
-      const auto array = py::reinterpret_borrow<py::array>(object);
-      if (!(array.flags() & py::array::c_style) || (target && !array.writeable())) return false;
-      const auto begin = reinterpret_cast<uintptr_t>(array.data());
-      spans.push_back({begin, begin + size_t(array.nbytes()), target});
-    }
-  }
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  uintptr_t target_end = 0, end = 0;
-  for (const Span& span : spans) {
-    if (span.begin < (span.target ? end : target_end)) return false;
-    end = std::max(end, span.end);
-    if (span.target) target_end = std::max(target_end, span.end);
-  }
-  return true;
-}
 
 std::vector<Weights> input_weights(const Problem& problem, const py::list& arrays) {
   return weight_list<Weights>(problem, arrays, [&](const py::handle& array, const char* name, Shape shape) {
@@ -199,11 +62,14 @@ void check_probe(int threads, double seconds) {
   }
 }
 
-std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0,
-                                        const py::object& c_0, const py::list& weights, const py::object& lengths,
-                                        const py::object& resets, double dropout, uint64_t dropout_seed, bool training,
-                                        const py::object& y, const py::object& h_n, const py::object& c_n,
-                                        int num_threads, const std::shared_ptr<Memory>& memory) {
+// 0: the process's setting.
+int threads_of(int given) { return given ? given : num_threads(); }
+
+// (y, h_n, c_n, reserve); what is None does not exist.
+py::tuple forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0, const py::object& c_0,
+                         const py::list& weights, const py::object& lengths, const py::object& resets, double dropout,
+                         uint64_t dropout_seed, bool training, const std::shared_ptr<Memory>& memory, int threads,
+                         const py::object& out) {
   if (x.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
   Batch batch;
   batch.seq_len = x.shape(0);
@@ -228,21 +94,25 @@ std::unique_ptr<Reserve> forward_arrays(const Problem& problem, const py::array&
   arrays.x = input(problem, x, "x", {T, B, problem.input_size});
   arrays.h_0 = input(problem, h_0, "h_0", {LD, B, P});
   arrays.c_0 = has_cells ? input(problem, c_0, "c_0", {LD, B, H}) : nullptr;
-  arrays.y = output(problem, y, "y", {T, B, problem.directions * P});
-  arrays.h_n = output(problem, h_n, "h_n", {LD, B, P});
-  arrays.c_n = has_cells ? output(problem, c_n, "c_n", {LD, B, H}) : nullptr;
-  required(arrays.y, "y", T * B == 0);
-  required(arrays.h_n, "h_n", B == 0);
-  required(arrays.c_n, "c_n", B == 0 || !has_cells);
+  Results results(problem, out);
+  arrays.y = results.add(true, "y", {T, B, problem.directions * P});
+  arrays.h_n = results.add(true, "h_n", {LD, B, P});
+  arrays.c_n = results.add(has_cells, "c_n", {LD, B, H});
   const auto list = input_weights(problem, weights);
-  py::gil_scoped_release release;
-  return forward(problem, batch, list, arrays, {dropout, dropout_seed}, training, num_threads, memory);
+  std::unique_ptr<Reserve> reserve;
+  {
+    py::gil_scoped_release release;
+    reserve = forward(problem, batch, list, arrays, {dropout, dropout_seed}, training, threads_of(threads), memory);
+  }
+  if (training) results.make_read_only();
+  return py::make_tuple(results[0], results[1], results[2], std::move(reserve));
 }
 
-void backward_arrays(const Problem& problem, const Reserve& reserve, const py::object& x, const py::object& y,
-                     const py::list& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
-                     const py::object& dx, const py::object& dh_0, const py::object& dc_0, const py::list& dweights,
-                     int num_threads, const std::shared_ptr<Memory>& memory) {
+// (dx, dh_0, dc_0); what is None does not exist.
+py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const py::object& x, const py::object& y,
+                          const py::list& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
+                          bool need_dx, const py::list& dweights, const std::shared_ptr<Memory>& memory, int threads,
+                          const py::object& out) {
   const Problem& kept = reserve.problem();
   if (kept.cell != problem.cell || kept.dtype != problem.dtype || kept.input_size != problem.input_size ||
       kept.hidden_size != problem.hidden_size || kept.proj_size != problem.proj_size ||
@@ -258,19 +128,21 @@ void backward_arrays(const Problem& problem, const Reserve& reserve, const py::o
   arrays.dy = input(problem, dy, "dy", {T, B, problem.directions * P});
   arrays.dh_n = input(problem, dh_n, "dh_n", {LD, B, P});
   arrays.dc_n = has_cells ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
-  arrays.dx = output(problem, dx, "dx", {T, B, problem.input_size});
-  arrays.dh_0 = output(problem, dh_0, "dh_0", {LD, B, P});
-  arrays.dc_0 = has_cells ? output(problem, dc_0, "dc_0", {LD, B, H}) : nullptr;
+  Results results(problem, out);
+  arrays.dx = results.add(need_dx, "dx", {T, B, problem.input_size});
+  arrays.dh_0 = results.add(true, "dh_0", {LD, B, P});
+  arrays.dc_0 = results.add(has_cells, "dc_0", {LD, B, H});
   required(arrays.x, "x", T * B == 0);
   required(arrays.y, "y", T * B == 0);
-  required(arrays.dh_0, "dh_0", B == 0);
-  required(arrays.dc_0, "dc_0", B == 0 || !has_cells);
   const auto list = input_weights(problem, weights);
   const auto grads = weight_list<WeightGrads>(
       problem, dweights,
       [&](const py::handle& array, const char* name, Shape shape) { return output(problem, array, name, shape); });
-  py::gil_scoped_release release;
-  backward(reserve, list, arrays, grads, num_threads, memory);
+  {
+    py::gil_scoped_release release;
+    backward(reserve, list, arrays, grads, threads_of(threads), memory);
+  }
+  return py::make_tuple(results[0], results[1], results[2]);
 }
 
 // A stream belongs to one thread at a time; the lock turns a mistake into waiting rather than a crash.
@@ -406,12 +278,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   py::class_<Reserve>(m, "Reserve").def_property_readonly("nbytes", &Reserve::bytes);
 
+  m.def("is_input", &is_input, "problem"_a, "x"_a);
   m.def("gather", &gather, "problem"_a, "mapping"_a, "names"_a);
-  m.def("writeable_apart", &writeable_apart, "targets"_a, "others"_a);
+  m.def("gather_gradients", &gather_gradients, "problem"_a, "gradients"_a, "names"_a, "weights"_a, "parameters"_a);
   m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a,
-        "dropout"_a, "dropout_seed"_a, "training"_a, "y"_a, "h_n"_a, "c_n"_a, "num_threads"_a, "memory"_a);
+        "dropout"_a, "dropout_seed"_a, "training"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none());
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
-        "dx"_a, "dh_0"_a, "dc_0"_a, "dweights"_a, "num_threads"_a, "memory"_a);
+        "need_dx"_a, "dweights"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none());
 
   py::class_<LockedStream>(m, "Stream")
       .def(py::init<const Problem&, const py::list&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,

@@ -51,48 +51,57 @@ class Reserve:
     @property
     def nbytes(self) -> int: ...
 
+def is_input(problem: Problem, x: Any) -> bool:
+    """Whether x is a plain C-contiguous array (T, B, I) of the problem's dtype."""
+
 def gather(problem: Problem, mapping: dict[str, Any], names: tuple[str, ...]) -> list[_Array] | None:
     """The arrays of a stack in order, or None where anything about the dict is not as it should be."""
 
-def writeable_apart(targets: list[_Array], others: list[Any]) -> bool:
-    """Whether targets are writeable and clearly apart, in memory, from each other and from others."""
+def gather_gradients(
+    problem: Problem,
+    gradients: dict[str, Any],
+    names: tuple[str, ...],
+    weights: list[_Array],
+    parameters: dict[str, Any],
+) -> list[_Array] | None:
+    """The same for gradients: writeable, and clearly apart in memory from each other, the weights and parameters."""
 
 def forward(
     problem: Problem,
     x: _Array,  # (T, B, I)
     h_0: _Array | None,  # (L*D, B, P)
     c_0: _Array | None,  # (L*D, B, H)
-    weights: Sequence[_Array],  # of each layer and direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+    weights: list[_Array],  # of each layer and direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
     lengths: _Array | None,  # int64 (B,)
     resets: _Array | None,  # bool (T, B)
     dropout: float,
     dropout_seed: int,
     training: bool,
-    y: _Array,  # out (T, B, D*P)
-    h_n: _Array,  # out (L*D, B, P)
-    c_n: _Array | None,  # out (L*D, B, H), LSTM only
-    num_threads: int,
     memory: Memory | None,
-) -> Reserve | None:
-    """One pass over the whole stack; a Reserve if training. The GIL is released."""
+    num_threads: int = 0,  # 0: get_num_threads()
+    out: tuple[_Array, _Array, _Array | None] | None = None,
+) -> tuple[_Array, _Array, _Array | None, Reserve | None]:
+    """One pass over the whole stack: y (T, B, D*P), h_n (L*D, B, P), c_n (L*D, B, H) for LSTM, a Reserve if training.
+
+    The three arrays are those of ``out`` or, without it, new ones, read-only if training. The GIL is released.
+    """
 
 def backward(
     problem: Problem,
     reserve: Reserve,
     x: _Array,
     y: _Array,
-    weights: Sequence[_Array],
+    weights: list[_Array],
     dy: _Array | None,  # (T, B, D*P)
     dh_n: _Array | None,
     dc_n: _Array | None,
-    dx: _Array | None,  # out (T, B, I); None: not wanted
-    dh_0: _Array,  # out
-    dc_0: _Array | None,  # out, LSTM only
-    dweights: Sequence[_Array],  # added to
-    num_threads: int,
+    need_dx: bool,
+    dweights: list[_Array],  # added to
     memory: Memory | None,
-) -> None:
-    """The gradients of one forward pass. The GIL is released."""
+    num_threads: int = 0,
+    out: tuple[_Array | None, _Array, _Array | None] | None = None,
+) -> tuple[_Array | None, _Array, _Array | None]:
+    """The gradients of one forward pass: dx (T, B, I) if wanted, dh_0, dc_0 for LSTM. The GIL is released."""
 
 class Stream:
     """One step at a time on weights packed once."""

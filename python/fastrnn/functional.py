@@ -16,8 +16,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -39,13 +39,8 @@ from .validation import (
 State = Any  # h of RNN and GRU, the pair (h, c) of LSTM
 
 
-class _Saved(NamedTuple):
-    """What backward needs of its forward. Arrays are as ``_core`` saw them: time-major, C-contiguous."""
-
-    reserve: _core.Reserve
-    x: Array
-    y: Array
-    weights: Sequence[Array]
+# What backward needs of its forward: the reserve, x, y and the weights, as ``_core`` saw them.
+_Saved = tuple[_core.Reserve, Array, Array, list[Array]]
 
 
 class Tape:
@@ -78,7 +73,7 @@ class Tape:
     def nbytes(self) -> int:
         """Bytes of kept activations, without x, y and the weights."""
         saved = self._saved
-        return saved.reserve.nbytes if saved else 0
+        return saved[0].nbytes if saved else 0
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         # For copy, deepcopy and pickle alike.
@@ -160,7 +155,7 @@ def backward(
         ValueError, TypeError: an argument that is not as described, or a consumed tape. The tape stays usable.
     """
 
-    def zeros(spec: Spec, _: Sequence[Array]) -> list[Array]:
+    def zeros(spec: Spec, _: list[Array]) -> list[Array]:
         return [np.zeros(shape, spec.dtype) for _, shape in spec.shapes]
 
     if not isinstance(tape, Tape):
@@ -171,7 +166,7 @@ def backward(
 
 def run_forward(
     spec: Spec,
-    weights: Sequence[Array],
+    weights: list[Array],
     x: Any,
     state: Any,
     lengths: Any,
@@ -186,7 +181,9 @@ def run_forward(
 ) -> tuple[Array, State, Tape | None]:
     """``forward`` with spec, weights and options checked. rng gives the dropout seed where one is needed and none was
     given; it, owner and memory belong to the layer that calls. After an error rng is as before."""
-    x, unbatched = check_input(spec, x, batch_first)
+    unbatched, ready = False, not batch_first and _core.is_input(spec.problem, x)
+    if not ready:
+        x, unbatched = check_input(spec, x, batch_first)
     seq_len, batch, _ = x.shape
     if lengths is not None:
         lengths = check_lengths(spec, lengths, seq_len, batch, unbatched)
@@ -199,13 +196,10 @@ def run_forward(
     if dropout_seed is not None:
         dropout_seed = check_size(spec.label, "dropout_seed", dropout_seed, 0, 2**64 - 1)
 
-    dtype = spec.dtype
     rng_state = None
     try:
-        x = contiguous(x)
-        y = np.empty((seq_len, batch, spec.output_size), dtype)
-        h_n = np.empty((spec.num_states, batch, spec.state_size), dtype)
-        c_n = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
+        if not ready:
+            x = contiguous(x)
         if not training or not dropout or spec.num_layers == 1:
             dropout, dropout_seed = 0.0, None
         elif dropout_seed is None:
@@ -214,10 +208,9 @@ def run_forward(
             else:
                 rng_state = rng.bit_generator.state
                 dropout_seed = int(rng.integers(0, 2**64, dtype=np.uint64))
-        reserve = _core.forward(
-            spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training,
-            y, h_n, c_n, _core.get_num_threads(), memory,
-        )  # fmt: skip
+        y, h_n, c_n, reserve = _core.forward(
+            spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training, memory
+        )
     except BaseException as error:
         if rng is not None and rng_state is not None:
             rng.bit_generator.state = rng_state
@@ -227,23 +220,21 @@ def run_forward(
     tape = None
     if training:
         assert reserve is not None
-        for array in (y, h_n, c_n):
-            if array is not None:
-                array.setflags(write=False)
-        saved = _Saved(reserve, x, y, weights)
-        tape = Tape(spec, saved, unbatched, batch_first, dropout_seed, owner or ForkLock())
-    return _sequence(y, unbatched, batch_first), _state(h_n, c_n, unbatched), tape
+        tape = Tape(spec, (reserve, x, y, weights), unbatched, batch_first, dropout_seed, owner or ForkLock())
+    if unbatched or batch_first:
+        y, h_n, c_n = _in_callers_layout(y, h_n, c_n, unbatched)
+    return y, (h_n if c_n is None else (h_n, c_n)), tape
 
 
 def run_backward(
     tape: Tape,
     dy: Any,
     dstate: Any,
-    get_dweights: Callable[[Spec, Sequence[Array]], Sequence[Array]],
+    get_dweights: Callable[[Spec, list[Array]], list[Array]],
     need_dx: bool,
     retain: bool,
     memory: _core.Memory | None = None,
-) -> tuple[Array | None, State, Sequence[Array]]:
+) -> tuple[Array | None, State, list[Array]]:
     """``backward`` for a Tape. get_dweights(spec, weights) gives, checked, the arrays to add the weights' gradients to.
 
     The lock is held throughout: of two calls with one tape the second finds it consumed, and the gradients of one layer
@@ -265,21 +256,17 @@ def run_backward(
             raise ValueError(f"{spec.label}: dy may be None only where dstate is given, got None for both")
         dweights = get_dweights(spec, weights)
 
-        dtype = spec.dtype
         try:
-            dx = np.empty(x.shape, dtype) if need_dx else None
-            dh_0 = np.empty((spec.num_states, batch, spec.state_size), dtype)
-            dc_0 = np.empty((spec.num_states, batch, spec.hidden_size), dtype) if spec.has_c else None
-            _core.backward(
-                spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, dx, dh_0, dc_0, dweights,
-                _core.get_num_threads(), memory,
-            )  # fmt: skip
+            dx, dh_0, dc_0 = _core.backward(
+                spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, need_dx, dweights, memory
+            )
         except MemoryError:
             _refuse(spec, x)
         if not retain:
             tape._saved = None
-    dx = None if dx is None else _sequence(dx, unbatched, batch_first)
-    return dx, _state(dh_0, dc_0, unbatched), dweights
+    if unbatched or batch_first:
+        dx, dh_0, dc_0 = _in_callers_layout(dx, dh_0, dc_0, unbatched)
+    return dx, (dh_0 if dc_0 is None else (dh_0, dc_0)), dweights
 
 
 def _refuse(spec: Spec, x: Array) -> NoReturn:
@@ -287,15 +274,8 @@ def _refuse(spec: Spec, x: Array) -> NoReturn:
     raise ValueError(f"{spec.label}: {describe_call(x)} cannot be allocated: no memory left") from None
 
 
-def _sequence(array: Array, unbatched: bool, batch_first: bool) -> Array:
-    """(T, B, .) in the caller's layout, as a view."""
-    if unbatched:
-        return array[:, 0]
-    return array.transpose(1, 0, 2) if batch_first else array
-
-
-def _state(h: Array, c: Array | None, unbatched: bool) -> State:
-    if unbatched:
-        h = h[:, 0]
-        c = None if c is None else c[:, 0]
-    return h if c is None else (h, c)
+def _in_callers_layout(sequence: Any, h: Array, c: Array | None, unbatched: bool) -> tuple[Any, Array, Array | None]:
+    """Views of y or dx (T, B, .) and of the states, for a caller without a batch or with the batch first."""
+    if not unbatched:
+        return None if sequence is None else sequence.swapaxes(0, 1), h, c
+    return None if sequence is None else sequence[:, 0], h[:, 0], None if c is None else c[:, 0]

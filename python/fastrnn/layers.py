@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ class _Recurrent:
         dx, dstate_0, _ = run_backward(tape, dy, dstate, self._own_grads, need_dx, retain, self._memory)
         return dx, dstate_0
 
-    def _own_grads(self, spec: Spec, weights: Sequence[Array]) -> Sequence[Array]:
+    def _own_grads(self, spec: Spec, weights: list[Array]) -> list[Array]:
         return check_grads(spec, self._grads, weights, self._parameters)
 
     def stream(self, batch_size: int = 1) -> Stream:
@@ -214,7 +214,7 @@ class _Recurrent:
     def zero_grad(self) -> None:
         """Sets all gradients to zero, in place."""
         with self._owner.lock:
-            for array in self._own_grads(self._spec, ()):
+            for array in self._own_grads(self._spec, []):
                 array.fill(0)
 
     def state_dict(self) -> dict[str, Array]:
