@@ -113,7 +113,7 @@ def test_ctrl_c():
     command = [sys.executable, "-m", "fastrnn", "demo"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here, as in a background job
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here, as under nohup
     )  # fmt: skip
     assert process.stdout.readline().startswith("text: ")
     process.send_signal(signal.SIGINT)

@@ -228,7 +228,9 @@ def check_names(spec: Spec, what: str, mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"{spec.label}: {what} must hold this layer's {len(expected)} entries, got {', '.join(found)}")
 
 
-def check_grads(spec: Spec, grads: Mapping[str, Any], weights: list[Array], parameters: Mapping[str, Any]) -> list[Array]:
+def check_grads(
+    spec: Spec, grads: Mapping[str, Any], weights: list[Array], parameters: Mapping[str, Any]
+) -> list[Array]:
     """Gradients that backward may add to: writeable, apart from each other, from the weights that it reads and from the
     parameters of this moment."""
     if type(grads) is dict and type(parameters) is dict:
