@@ -146,8 +146,10 @@ class BackwardLayer {
       const int64_t j = order[i];
       const int nv = state_panels.nv(j);
       const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
+      const Range fetched{states.begin + states.size() * i / order.n, states.begin + states.size() * (i + 1) / order.n};
       gemm_in_pieces(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
                      [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                       if (piece.first) fetch_output_gradient(before, {first, first + count}, fetched);
                        for (int64_t r = 0; r < count; r++) {
                          for (int v = 0; v < nv; v++) {
                            T* out = partial(tid, j * kMaxVectors + v, first + r);
@@ -156,6 +158,15 @@ class BackwardLayer {
                          }
                        }
                      });
+    }
+  }
+
+  // Rows of dy for the next step to be differentiated: too far apart for the hardware to foresee.
+  FASTRNN_INLINE void fetch_output_gradient(int64_t t, Range rows, Range state_blocks) const {
+    if (!a.dy || t < 0) return;
+    for (int64_t b = rows.begin; b < min(rows.end, s.count[t]); b++) {
+      const T* dy = static_cast<const T*>(a.dy) + (s.offset[t] + b) * a.dy_stride;
+      for (int64_t sb = state_blocks.begin; sb < state_blocks.end; sb++) __builtin_prefetch(dy + sb * w, 0, 2);
     }
   }
 
