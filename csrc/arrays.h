@@ -1,4 +1,5 @@
-// NumPy arrays as the kernels take them: pointers to C-contiguous numbers of one dtype, in shapes that were checked.
+// Arrays as the kernels take them: pointers to C-contiguous numbers of one dtype, in shapes that were checked. Besides
+// NumPy's arrays an int does, the address of such numbers, for whose type, layout and shape the caller vouches.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -40,16 +41,32 @@ inline py::array checked(const py::handle& object, const char* name, char kind, 
   return array;
 }
 
+inline bool is_address(const py::handle& object) { return PyLong_Check(object.ptr()); }
+
+inline void* address(const py::handle& object) {
+  void* pointer = PyLong_AsVoidPtr(object.ptr());
+  if (!pointer && PyErr_Occurred()) throw py::error_already_set();
+  return pointer;
+}
+
 inline const void* input(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
   if (object.is_none()) return nullptr;
+  if (is_address(object)) return address(object);
   return checked(object, name, 'f', int64_t(problem.element_size()), shape).data();
 }
 
 inline void* output(const Problem& problem, const py::handle& object, const char* name, Shape shape) {
   if (object.is_none()) return nullptr;
+  if (is_address(object)) return address(object);
   const py::array array = checked(object, name, 'f', int64_t(problem.element_size()), shape);
   if (!array.writeable()) throw py::value_error(std::string("_core: ") + name + " must be writeable");
   return const_cast<void*>(array.data());
+}
+
+template <class T>
+const T* required(const T* pointer, const char* name, bool empty) {
+  if (!pointer && !empty) throw py::value_error(std::string("_core: ") + name + " is missing");
+  return pointer;
 }
 
 // A result: the caller's array, or without one a new one. None where there is none.
@@ -70,8 +87,9 @@ class Results {
       return const_cast<void*>(py::reinterpret_borrow<py::array>(arrays_[i]).data());
     }
     void* data = output(problem_, arrays_[i], name, shape);
-    if (!data) throw py::value_error(std::string("_core: ") + name + " is missing");
-    return data;
+    bool empty = false;
+    for (const int64_t n : shape) empty |= n == 0;
+    return const_cast<void*>(required<void>(data, name, empty));
   }
   // Those that were made here: the caller's stay as they are.
   void make_read_only() const {
@@ -101,12 +119,6 @@ class Results {
   size_t next_ = 0;
 };
 
-template <class T>
-const T* required(const T* pointer, const char* name, bool empty) {
-  if (!pointer && !empty) throw py::value_error(std::string("_core: ") + name + " is missing");
-  return pointer;
-}
-
 inline size_t weight_count(const Problem& problem) {
   return size_t(problem.num_layers * problem.directions) * (2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0));
 }
@@ -129,16 +141,14 @@ std::vector<Entry> weight_entries(const Problem& problem, Take&& take) {
   return list;
 }
 
-// The same of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer.
+// The same of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer, null
+// where it is None.
 template <class Entry, class Get>
 std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
   if (arrays.size() != weight_count(problem)) throw py::value_error("_core: wrong number of weight arrays");
   size_t next = 0;
-  return weight_entries<Entry>(problem, [&](const char* name, Shape shape) {
-    const py::object array = arrays[next++];
-    if (array.is_none()) throw py::value_error(std::string("_core: ") + name + " is missing");
-    return get(array, name, shape);
-  });
+  return weight_entries<Entry>(problem,
+                               [&](const char* name, Shape shape) { return get(arrays[next++], name, shape); });
 }
 
 inline bool is_plain_array(const py::handle& object) {

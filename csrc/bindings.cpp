@@ -21,7 +21,7 @@ namespace {
 
 std::vector<Weights> input_weights(const Problem& problem, const py::list& arrays) {
   return weight_list<Weights>(problem, arrays, [&](const py::handle& array, const char* name, Shape shape) {
-    return input(problem, array, name, shape);
+    return required(input(problem, array, name, shape), name, false);
   });
 }
 
@@ -62,36 +62,58 @@ void check_probe(int threads, double seconds) {
   }
 }
 
+// x of a forward pass: an array (T, B, I), or a tuple (address, T, B, packed).
+const void* sequence(const Problem& problem, const py::object& x, Batch& batch) {
+  const auto count = [](int64_t T, int64_t B) {
+    if (T < 0 || B < 0 || T > INT32_MAX || B > INT32_MAX || T * B >= (int64_t(1) << 40)) {
+      throw py::value_error("_core: more than 2**31 - 1 steps or rows");
+    }
+  };
+  if (py::isinstance<py::tuple>(x)) {
+    const auto [pointer, T, B, packed] = x.cast<std::tuple<py::int_, int64_t, int64_t, bool>>();
+    count(T, B);
+    batch.seq_len = T;
+    batch.batch = B;
+    batch.packed = packed;
+    return required(address(pointer), "x", T * B == 0);
+  }
+  if (!py::isinstance<py::array>(x)) throw py::type_error("_core: x must be an array");
+  const auto array = py::reinterpret_borrow<py::array>(x);
+  if (array.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
+  count(array.shape(0), array.shape(1));
+  batch.seq_len = array.shape(0);
+  batch.batch = array.shape(1);
+  return input(problem, x, "x", {batch.seq_len, batch.batch, problem.input_size});
+}
+
 // 0: the process's setting.
 int threads_of(int given) { return given ? given : num_threads(); }
 
 // (y, h_n, c_n, reserve); what is None does not exist.
-py::tuple forward_arrays(const Problem& problem, const py::array& x, const py::object& h_0, const py::object& c_0,
+py::tuple forward_arrays(const Problem& problem, const py::object& x, const py::object& h_0, const py::object& c_0,
                          const py::list& weights, const py::object& lengths, const py::object& resets, double dropout,
                          uint64_t dropout_seed, bool training, const std::shared_ptr<Memory>& memory, int threads,
                          const py::object& out) {
-  if (x.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
   Batch batch;
-  batch.seq_len = x.shape(0);
-  batch.batch = x.shape(1);
+  ForwardArrays arrays;
+  arrays.x = sequence(problem, x, batch);
   const int64_t T = batch.seq_len, B = batch.batch, LD = problem.num_layers * problem.directions;
   const int64_t P = problem.state_size(), H = problem.hidden_size;
-  if (T * B >= (int64_t(1) << 40) || B > INT32_MAX || T > INT32_MAX)
-    throw py::value_error("_core: more than 2**31 - 1 steps or rows");
   if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("_core: dropout out of range");
   const bool has_cells = problem.has_cell_state();
   if (!lengths.is_none()) {
     batch.lengths = static_cast<const int64_t*>(checked(lengths, "lengths", 'i', 8, {B}).data());
     for (int64_t b = 0; b < B; b++) {
-      if (batch.lengths[b] < 0 || batch.lengths[b] > T) throw py::value_error("_core: lengths out of range");
+      if (batch.lengths[b] < 0 || batch.lengths[b] > T ||
+          (batch.packed && b && batch.lengths[b] > batch.lengths[b - 1])) {
+        throw py::value_error("_core: lengths out of range");
+      }
     }
   }
   if (!resets.is_none()) {
     if (problem.directions != 1) throw py::value_error("_core: resets with two directions");
     batch.resets = static_cast<const uint8_t*>(checked(resets, "resets", 'b', 1, {T, B}).data());
   }
-  ForwardArrays arrays;
-  arrays.x = input(problem, x, "x", {T, B, problem.input_size});
   arrays.h_0 = input(problem, h_0, "h_0", {LD, B, P});
   arrays.c_0 = has_cells ? input(problem, c_0, "c_0", {LD, B, H}) : nullptr;
   Results results(problem, out);
@@ -276,7 +298,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   py::class_<Memory, std::shared_ptr<Memory>>(m, "Memory").def(py::init<>());
 
-  py::class_<Reserve>(m, "Reserve").def_property_readonly("nbytes", &Reserve::bytes);
+  py::class_<Reserve>(m, "Reserve", py::buffer_protocol())
+      .def_property_readonly("nbytes", &Reserve::bytes)
+      .def_buffer([](Reserve& reserve) {
+        return py::buffer_info(static_cast<uint8_t*>(reserve.data()), py::ssize_t(reserve.bytes()));
+      });
 
   m.def("is_input", &is_input, "problem"_a, "x"_a);
   m.def("gather", &gather, "problem"_a, "mapping"_a, "names"_a);

@@ -38,7 +38,7 @@ struct Weights {
   const void *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr, *w_hr = nullptr;
 };
 
-// Same shapes as Weights; accumulated into.
+// Same shapes as Weights; accumulated into. Null: not wanted.
 struct WeightGrads {
   void *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr, *w_hr = nullptr;
 };
@@ -47,6 +47,8 @@ struct Batch {
   int64_t seq_len = 0, batch = 0;
   const int64_t* lengths = nullptr;  // (B), each 0..T; null: all T
   const uint8_t* resets = nullptr;   // (T, B); null: none. Only with one direction.
+  // With lengths that never rise: x, y and their gradients hold only the rows that exist, step by step, (rows, width).
+  bool packed = false;
 };
 
 struct Dropout {
@@ -78,6 +80,7 @@ struct BackwardArrays {
 class Reserve {
  public:
   virtual ~Reserve() = default;
+  virtual void* data() const = 0;
   virtual size_t bytes() const = 0;
   virtual const Problem& problem() const = 0;
   virtual int64_t seq_len() const = 0;

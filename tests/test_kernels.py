@@ -371,6 +371,87 @@ def test_a_reserve_serves_any_number_of_backwards_and_gradients_accumulate(isa, 
             np.testing.assert_allclose(a, 2 * b, rtol=0, atol=8 * np.finfo(np.float32).eps * helpers.largest(b))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_rows_by_address_give_what_lengths_give(isa, cell):
+    case = Case(cell, "float64", T=9, B=7, H=19, num_layers=2, bidirectional=True, lengths=True, dropout=0.3)
+    data = helpers.draw(case)
+    lengths = np.sort(data.lengths)[::-1].copy()
+    lengths[0] = case.T
+    running = np.arange(case.T)[:, None] < lengths
+    weights = list(data.weights.values())
+    problem = _core.Problem(cell, "float64", case.I, case.H, 0, 2, True, True)
+    options = (lengths, None, 0.3, 5, True, None, 2)
+    lstm = cell == "lstm"
+
+    def addresses(*arrays):
+        return tuple(None if a is None else a.ctypes.data for a in arrays)
+
+    with kernels(isa):
+        y, h_n, c_n, reserve = _core.forward(problem, data.x, None, None, weights, *options)
+        wanted = [np.zeros_like(w) for w in weights]
+        gradients = (data.dy, None, None, True, wanted, None, 2)
+        dx, dh_0, dc_0 = _core.backward(problem, reserve, data.x, y, weights, *gradients)
+
+        x, dy = data.x[running], data.dy[running]
+        results = np.full_like(dy, np.nan), np.full_like(h_n, np.nan), np.full_like(c_n, np.nan) if lstm else None
+        pointers = list(addresses(*weights))
+        sequence = (x.ctypes.data, case.T, case.B, True)
+        *_, kept = _core.forward(problem, sequence, None, None, pointers, *options, addresses(*results))
+        assert memoryview(kept).nbytes == kept.nbytes == reserve.nbytes
+        got = [np.zeros_like(w) for w in weights]
+        grads = np.full_like(x, np.nan), np.full_like(h_n, np.nan), np.full_like(c_n, np.nan) if lstm else None
+        gradients = (dy.ctypes.data, None, None, True, list(addresses(*got)), None, 2, addresses(*grads))
+        _core.backward(problem, kept, x.ctypes.data, results[0].ctypes.data, pointers, *gradients)
+    assert results[0].tobytes() == y[running].tobytes()
+    assert grads[0].tobytes() == dx[running].tobytes()
+    for a, b in zip((*results[1:], *grads[1:], *got), (h_n, c_n, dh_0, dc_0, *wanted), strict=True):
+        assert (a is None and b is None) or a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("cell", "proj_size"), [(cell, 0) for cell in CELLS] + [("lstm", 4)])
+def test_gradients_that_are_not_wanted_change_no_others(isa, cell, proj_size):
+    case = Case(cell, "float32", T=6, B=5, H=19, num_layers=2, proj_size=proj_size)
+    data = helpers.draw(case)
+    weights = list(data.weights.values())
+    problem = _core.Problem(cell, "float32", case.I, case.H, proj_size, 2, False, True)
+    with kernels(isa):
+        y, _, _, reserve = _core.forward(problem, data.x, None, None, weights, None, None, 0.0, 0, True, None, 2)
+
+        def backward(need_dx, dweights):
+            return _core.backward(
+                problem, reserve, data.x, y, weights, data.dy, None, None, need_dx, dweights, None, 2
+            )[0]  # fmt: skip
+
+        all_of_them = [np.zeros_like(w) for w in weights]
+        dx = backward(True, all_of_them)
+        for wanted in [set(), {len(weights) - 1}, *({i} for i in range(5)), {0, 3}]:
+            some = [np.zeros_like(w) if i in wanted else None for i, w in enumerate(weights)]
+            assert backward(True, some).tobytes() == dx.tobytes()
+            for i in wanted:
+                assert some[i].tobytes() == all_of_them[i].tobytes()
+        assert backward(False, [None] * len(weights)) is None
+
+
+def test_addresses_that_cannot_be():
+    problem = _core.Problem("gru", "float32", 3, 4, 0, 1, False, True)
+    weights = [np.zeros(shape, np.float32) for shape in ((12, 3), (12, 4), (12,), (12,))]
+    x = np.zeros((5, 3), np.float32)
+    lengths = np.array([1, 2], np.int64)
+    with pytest.raises(ValueError, match="lengths"):  # packed rows that rise
+        _core.forward(
+            problem, (x.ctypes.data, 3, 2, True), None, None, weights, lengths, None, 0.0, 0, False, None
+        )  # fmt: skip
+    for sizes in ((-1, 2), (3, 2**31)):
+        with pytest.raises(ValueError, match="steps or rows"):
+            _core.forward(
+                problem, (x.ctypes.data, *sizes, False), None, None, weights, None, None, 0.0, 0, False, None
+            )  # fmt: skip
+    with pytest.raises(ValueError, match="x is missing"):
+        _core.forward(problem, (0, 5, 1, False), None, None, weights, None, None, 0.0, 0, False, None)
+
+
 def test_a_problem_tells_its_sizes():
     problem = _core.Problem("lstm", "float64", 3, 5, 2, 4, True, False)
     told = {name: getattr(problem, name) for name in ("cell", "dtype", "input_size", "hidden_size", "proj_size")}

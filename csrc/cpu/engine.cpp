@@ -52,7 +52,7 @@ struct ForwardPass {
   void plan_workspace(Layout& layout) {
     const PanelSizes panels(problem, geometry);
     const auto bytes = [&](int64_t n) { return size_t(n) * geometry.element; };
-    if (plan.ragged()) {
+    if (plan.copies_rows()) {
       x = layout.add(bytes(plan.rows() * problem.input_size));
       y = layout.add(bytes(plan.rows() * problem.directions * problem.state_size()));
     }
@@ -71,10 +71,12 @@ struct ForwardPass {
         ForwardArgs a{};
         describe_layer(problem, plan, spaces, space, layer, direction,
                        weights[size_t(layer * problem.directions + direction)], a);
-        a.x = layer == 0 ? (plan.ragged() ? at(workspace, x) : arrays.x)
+        a.x = layer == 0 ? (plan.copies_rows() ? at(workspace, x) : arrays.x)
               : drops()  ? at(workspace, dropped)
                          : at(space, spaces.outputs[size_t(layer) - 1]);
-        void* y_rows = !last ? at(space, spaces.outputs[size_t(layer)]) : plan.ragged() ? at(workspace, y) : arrays.y;
+        void* y_rows = !last                ? at(space, spaces.outputs[size_t(layer)])
+                       : plan.copies_rows() ? at(workspace, y)
+                                            : arrays.y;
         a.y = static_cast<char*>(y_rows) + size_t(direction * problem.state_size()) * geometry.element;
         a.y_stride = width;
         a.by_rows = by_rows;
@@ -92,7 +94,7 @@ struct ForwardPass {
   void run(Team& team, int tid) const {
     const size_t x_row = size_t(problem.input_size) * geometry.element;
     const size_t y_row = size_t(problem.directions * problem.state_size()) * geometry.element;
-    if (plan.ragged()) pack_rows(plan, arrays.x, at(workspace, x), x_row, tid, team.size());
+    if (plan.copies_rows()) pack_rows(plan, arrays.x, at(workspace, x), x_row, tid, team.size());
     for (int64_t layer = 0; layer < problem.num_layers; layer++) {
       for (int direction = 0; direction < problem.directions; direction++) {
         const int64_t i = layer * problem.directions + direction;
@@ -108,7 +110,7 @@ struct ForwardPass {
         team.barrier(tid);
       }
     }
-    if (plan.ragged()) unpack_rows(plan, at(workspace, y), arrays.y, y_row, tid, team.size());
+    if (plan.copies_rows()) unpack_rows(plan, at(workspace, y), arrays.y, y_row, tid, team.size());
   }
 
   Blocks cells(const ForwardArgs& a) const {
@@ -181,14 +183,14 @@ struct BackwardPass {
     const PanelSizes panels(problem, g);
     const int64_t rows = plan().rows();
     const auto bytes = [&](int64_t n) { return size_t(n) * g.element; };
-    if (plan().ragged()) {
+    if (plan().copies_rows()) {
       x = layout.add(bytes(rows * problem.input_size));
       y = layout.add(bytes(rows * width()));
       dx = layout.add(arrays.dx ? bytes(rows * problem.input_size) : 0);
     }
     if (drops()) dropped = layout.add(bytes(rows * width()));
     // The top layer's dy is the user's own unless rows are packed.
-    const int64_t gradients = std::min<int64_t>(2, problem.num_layers - 1 + (plan().ragged() ? 1 : 0));
+    const int64_t gradients = std::min<int64_t>(2, problem.num_layers - 1 + (plan().copies_rows() ? 1 : 0));
     for (int i = 0; i < 2; i++) dy[i] = layout.add(i < gradients ? bytes(rows * width()) : 0);
     dh = layout.add(bytes(plan().batch() * g.state_blocks * g.width));
     dc = layout.add(bytes(problem.has_cell_state() ? plan().batch() * g.blocks * g.width : 0));
@@ -209,19 +211,19 @@ struct BackwardPass {
   // Gradients of a layer's output: of the top one the user's; below, the dx of the layer above, in turns.
   void* output_gradient(int64_t layer) const {
     const int64_t above = problem.num_layers - 1 - layer;
-    if (above == 0 && !plan().ragged()) return const_cast<void*>(arrays.dy);
+    if (above == 0 && !plan().copies_rows()) return const_cast<void*>(arrays.dy);
     if (above == 0 && !arrays.dy) return nullptr;
-    return at(workspace, dy[(above + (plan().ragged() ? 0 : 1)) % 2]);
+    return at(workspace, dy[(above + (plan().copies_rows() ? 0 : 1)) % 2]);
   }
 
   const void* input(int64_t layer) const {
-    if (layer == 0) return plan().ragged() ? at(workspace, x) : arrays.x;
+    if (layer == 0) return plan().copies_rows() ? at(workspace, x) : arrays.x;
     return drops() ? at(workspace, dropped) : output(layer - 1);
   }
 
   const void* output(int64_t layer) const {
     if (layer + 1 < problem.num_layers) return at(reserve.buffer.data(), reserve.spaces.outputs[size_t(layer)]);
-    return plan().ragged() ? at(workspace, y) : arrays.y;
+    return plan().copies_rows() ? at(workspace, y) : arrays.y;
   }
 
   void describe() {
@@ -236,7 +238,9 @@ struct BackwardPass {
         const void* dy_rows = output_gradient(layer);
         a.dy = dy_rows ? static_cast<const char*>(dy_rows) + column : nullptr;
         a.y_stride = a.dy_stride = width();
-        a.dx = layer > 0 ? output_gradient(layer - 1) : arrays.dx && plan().ragged() ? at(workspace, dx) : arrays.dx;
+        a.dx = layer > 0                           ? output_gradient(layer - 1)
+               : arrays.dx && plan().copies_rows() ? at(workspace, dx)
+                                                   : arrays.dx;
         a.add_dx = direction == 1;
         a.dh = at(workspace, dh);
         a.dc = at(workspace, dc);
@@ -260,7 +264,7 @@ struct BackwardPass {
   void run(Team& team, int tid) const {
     const Geometry& g = geometry();
     const int64_t batch = plan().batch(), top = problem.num_layers - 1;
-    if (plan().ragged()) {
+    if (plan().copies_rows()) {
       pack_rows(plan(), arrays.x, at(workspace, x), row_bytes(problem.input_size), tid, team.size());
       pack_rows(plan(), arrays.y, at(workspace, y), row_bytes(width()), tid, team.size());
       if (arrays.dy) pack_rows(plan(), arrays.dy, output_gradient(top), row_bytes(width()), tid, team.size());
@@ -297,7 +301,7 @@ struct BackwardPass {
         team.barrier(tid);
       }
     }
-    if (plan().ragged() && arrays.dx) {
+    if (plan().copies_rows() && arrays.dx) {
       unpack_rows(plan(), at(workspace, dx), arrays.dx, row_bytes(problem.input_size), tid, team.size());
     }
   }

@@ -44,7 +44,7 @@ Geometry::Geometry(const Problem& problem, const Kernels& kernels)
       gate_row(blocks * cell->slots * width),
       element(problem.element_size()) {}
 
-Plan::Plan(const Batch& batch, const Geometry& geometry, bool training) : batch_(batch.batch) {
+Plan::Plan(const Batch& batch, const Geometry& geometry, bool training) : batch_(batch.batch), packed_(batch.packed) {
   const size_t seq_len = batch_ ? size_t(batch.seq_len) : 0;
   const int64_t* lengths = batch.lengths;
   if (lengths && std::any_of(lengths, lengths + batch_, [&](int64_t n) { return n != batch.seq_len; })) {

@@ -31,6 +31,8 @@ class Plan {
 
   Steps steps() const;
   bool ragged() const { return !order_.empty(); }
+  // Whether the user's arrays hold other rows, or in another order, than the kernels want.
+  bool copies_rows() const { return ragged() && !packed_; }
   // Batch row of the user's that stands at place r.
   int64_t user_row(int64_t r) const { return ragged() ? order_[size_t(r)] : r; }
   // Row that holds the final state of place r in this direction; -1: r has no steps.
@@ -46,6 +48,7 @@ class Plan {
 
  private:
   int64_t batch_, most_chunk_rows_ = 0;
+  bool packed_;
   std::vector<int64_t> order_, length_, count_, offset_, chunk_step_, chunk_base_;
   std::vector<uint8_t> resets_;
 };

@@ -37,6 +37,7 @@ class CpuReserve final : public Reserve {
         spaces(problem, geometry, this->plan, true, layout_),
         buffer(acquire(layout_.size(), memory)) {}
 
+  void* data() const override { return buffer.data(); }
   size_t bytes() const override { return layout_.size(); }
   const Problem& problem() const override { return problem_; }
   int64_t seq_len() const override { return seq_len_; }

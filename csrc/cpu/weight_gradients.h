@@ -37,6 +37,7 @@ class WeightGradients {
   // Adds what chunk c gives. Threads have met since its gate gradients were written and, unless it has no rows, meet
   // before this returns.
   void add(int64_t c, GateBlock<T, kSlots> dgates) {
+    if (!a.grads.w_ih && !a.grads.w_hh && !a.grads.w_hr) return team.barrier(tid);
     const int64_t chunk_row0 = s.offset[s.chunk_step[c]], end = s.offset[s.chunk_step[c + 1]];
     for (int64_t row = chunk_row0; row < end; row += a.outer_rows) {
       const int64_t n = min(a.outer_rows, end - row);
@@ -44,12 +45,18 @@ class WeightGradients {
       team.barrier(tid);
       for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
         const Range group{u, min(u + G::kUnits, units.end)};
-        pack_gates(dgates, group, Cell::kXSlot, row - chunk_row0, n);
-        add_gates(group, Cell::kXSlot, n, x_columns, input_panels, a.grads.w_ih);
-        if (Cell::kHSlot != Cell::kXSlot) pack_gates(dgates, group, Cell::kHSlot, row - chunk_row0, n);
-        add_gates(group, Cell::kHSlot, n, h_columns, state_panels, a.grads.w_hh);
+        bool packed = false;
+        if (a.grads.w_ih) {
+          pack_gates(dgates, group, Cell::kXSlot, row - chunk_row0, n);
+          packed = Cell::kHSlot == Cell::kXSlot;
+          add_gates(group, Cell::kXSlot, n, x_columns, input_panels, a.grads.w_ih);
+        }
+        if (a.grads.w_hh) {
+          if (!packed) pack_gates(dgates, group, Cell::kHSlot, row - chunk_row0, n);
+          add_gates(group, Cell::kHSlot, n, h_columns, state_panels, a.grads.w_hh);
+        }
       }
-      if (a.projected) add_projection(row - chunk_row0, n);
+      if (a.grads.w_hr) add_projection(row - chunk_row0, n);
       team.barrier(tid);
     }
   }
@@ -68,12 +75,14 @@ class WeightGradients {
   void pack_all_columns(int64_t c, int64_t row, int64_t n) {
     const Range own = share(n, team, tid);
     for (int64_t i = own.begin; i < own.end; i++) {
-      pack_columns(static_cast<const T*>(a.x) + (row + i) * a.x_stride, input_panels, i, n, x_columns);
-      if (a.projected) {
+      if (a.grads.w_ih) {
+        pack_columns(static_cast<const T*>(a.x) + (row + i) * a.x_stride, input_panels, i, n, x_columns);
+      }
+      if (a.grads.w_hr) {
         pack_columns(static_cast<const T*>(a.hidden) + (row + i) * blocks * w, unit_panels, i, n, m_columns);
       }
     }
-    pack_previous_states(c, row, own, n);
+    if (a.grads.w_hh) pack_previous_states(c, row, own, n);
   }
 
   static void pack_columns(const T* source, const ColumnPanels<T>& panels, int64_t i, int64_t n, T* columns) {

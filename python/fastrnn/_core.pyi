@@ -6,6 +6,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 _Array = NDArray[Any]
+# An array, or the address of C-contiguous numbers, for whose dtype and shape the caller vouches.
+_Numbers = _Array | int
 
 class Problem:
     """One recurrent stack: cell "lstm", "gru", "rnn_tanh" or "rnn_relu"; dtype "float32" or "float64"."""
@@ -46,7 +48,10 @@ class Memory:
     """A lease on the cache of reserves and workspaces; what was cached for it is freed when it dies."""
 
 class Reserve:
-    """What backward needs of a forward pass besides x, y and the weights. Backward only reads it."""
+    """What backward needs of a forward pass besides x, y and the weights. Backward only reads it.
+
+    Its memory is a buffer, so that an array library can keep it alive; what stands there is the kernels' own.
+    """
 
     @property
     def nbytes(self) -> int: ...
@@ -68,39 +73,40 @@ def gather_gradients(
 
 def forward(
     problem: Problem,
-    x: _Array,  # (T, B, I)
-    h_0: _Array | None,  # (L*D, B, P)
-    c_0: _Array | None,  # (L*D, B, H)
-    weights: list[_Array],  # of each layer and direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
-    lengths: _Array | None,  # int64 (B,)
+    x: _Array | tuple[int, int, int, bool],  # (T, B, I); or address, T, B and whether rows are packed
+    h_0: _Numbers | None,  # (L*D, B, P)
+    c_0: _Numbers | None,  # (L*D, B, H)
+    weights: list[_Array] | list[int],  # of each layer and direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+    lengths: _Array | None,  # int64 (B,); never rising if packed
     resets: _Array | None,  # bool (T, B)
     dropout: float,
     dropout_seed: int,
     training: bool,
     memory: Memory | None,
     num_threads: int = 0,  # 0: get_num_threads()
-    out: tuple[_Array, _Array, _Array | None] | None = None,
-) -> tuple[_Array, _Array, _Array | None, Reserve | None]:
+    out: tuple[_Numbers, _Numbers, _Numbers | None] | None = None,
+) -> tuple[Any, Any, Any, Reserve | None]:
     """One pass over the whole stack: y (T, B, D*P), h_n (L*D, B, P), c_n (L*D, B, H) for LSTM, a Reserve if training.
 
     The three arrays are those of ``out`` or, without it, new ones, read-only if training. The GIL is released.
+    Packed, x and y hold only the rows that exist, (sum of lengths, .), step by step.
     """
 
 def backward(
     problem: Problem,
     reserve: Reserve,
-    x: _Array,
-    y: _Array,
-    weights: list[_Array],
-    dy: _Array | None,  # (T, B, D*P)
-    dh_n: _Array | None,
-    dc_n: _Array | None,
+    x: _Numbers,
+    y: _Numbers,
+    weights: list[_Array] | list[int],
+    dy: _Numbers | None,  # (T, B, D*P)
+    dh_n: _Numbers | None,
+    dc_n: _Numbers | None,
     need_dx: bool,
-    dweights: list[_Array],  # added to
+    dweights: list[Any],  # added to; None where not wanted
     memory: Memory | None,
     num_threads: int = 0,
-    out: tuple[_Array | None, _Array, _Array | None] | None = None,
-) -> tuple[_Array | None, _Array, _Array | None]:
+    out: tuple[_Numbers | None, _Numbers, _Numbers | None] | None = None,
+) -> tuple[Any, Any, Any]:
     """The gradients of one forward pass: dx (T, B, I) if wanted, dh_0, dc_0 for LSTM. The GIL is released."""
 
 class Stream:
