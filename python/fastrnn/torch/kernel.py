@@ -1,0 +1,247 @@
+"""The compiled kernels as operators on tensors, and their gradients.
+
+Tensors are handed over by address: nothing is copied, and torch owns every array but what forward keeps for backward.
+That is a ``_core.Reserve``; on its way through autograd a tensor of one byte stands for it, the first of its memory,
+which lives as long as this tensor. Where only a copy of the byte arrives (a hook that moves saved tensors, say),
+backward runs the forward pass again.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _core
+from . import composite
+
+_library = torch.library.Library("fastrnn", "DEF")
+_memory = _core.Memory()
+_reserves: weakref.WeakValueDictionary[int, _core.Reserve] = weakref.WeakValueDictionary()
+
+
+class Stack(NamedTuple):
+    """What the weights' shapes do not tell."""
+
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+
+    @property
+    def num_states(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+
+class Sequences(NamedTuple):
+    """The tensors of a call: time-major, contiguous, of one dtype on the CPU."""
+
+    x: Tensor  # (T, B, I); packed: (sum of lengths, I), step by step
+    h_0: Tensor | None  # (L*D, B, P)
+    c_0: Tensor | None  # (L*D, B, H), LSTM only
+    lengths: Tensor | None  # int64 (B,); packed: never rising
+    resets: Tensor | None  # bool (T, B)
+    packed: bool
+    dropout: float
+    seed: Tensor | None  # int64 (); None without dropout
+
+
+def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_n and, for LSTM, c_n (else an empty tensor), differentiable where anything asks for a gradient."""
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (given.x, given.h_0, given.c_0, *weights)
+    ):
+        return _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
+    y, h_n, c_n, _ = _operator("forward", given.x)(*stack, *given, weights, given.dropout > 0)
+    return y, h_n, c_n
+
+
+def _operator(name: str, x: Tensor) -> Any:
+    """The function itself where tensors are what they seem; torch's dispatcher, at some cost, where they are traced."""
+    plain = not torch.compiler.is_compiling() and type(x) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0
+    return _FUNCTIONS[name] if plain else getattr(torch.ops.fastrnn, name)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, stack, packed, dropout, x, h_0, c_0, lengths, resets, seed, *weights):  # type: ignore[no-untyped-def]
+        given = Sequences(x, h_0, c_0, lengths, resets, packed, dropout, seed)
+        y, h_n, c_n, kept = _operator("forward", x)(*stack, *given, weights, True)
+        ctx.set_materialize_grads(False)
+        ctx.stack, ctx.packed, ctx.dropout = stack, packed, dropout
+        ctx.save_for_backward(x, h_0, c_0, lengths, resets, seed, y, kept, *weights)
+        if stack.cell != "lstm":
+            ctx.mark_non_differentiable(c_n)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx, dy, dh_n, dc_n):  # type: ignore[no-untyped-def]
+        x, h_0, c_0, lengths, resets, seed, y, kept, *weights = ctx.saved_tensors
+        given = Sequences(x, h_0, c_0, lengths, resets, ctx.packed, ctx.dropout, seed)
+        needs = ctx.needs_input_grad
+        need_x, need_h_0, need_c_0, need_weights = needs[3], needs[4], needs[5], needs[9:]
+        nothing = (None, None, None)
+        if ctx.stack.cell != "lstm":
+            dc_n = None
+        if dy is None and dh_n is None and dc_n is None:
+            return (*nothing, None, None, None, *nothing, *(None for _ in weights))
+        if torch.is_grad_enabled():  # create_graph=True
+            dx, dh_0, dc_0, dweights = composite.differentiable_backward(
+                ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
+            )
+        else:
+            dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
+            dx, dh_0, dc_0, dweights = _operator("backward", x)(
+                *ctx.stack, *given, weights, y, kept, dy, dh_n, dc_n, need_x, list(need_weights)
+            )
+        return (
+            *nothing,
+            dx if need_x else None,
+            dh_0 if need_h_0 else None,
+            dc_0 if need_c_0 else None,
+            *nothing,
+            *(dw if need else None for dw, need in zip(dweights, need_weights, strict=True)),
+        )
+
+
+# ---- the operators
+
+_STACK = "str cell, int num_layers, bool bidirectional, bool bias"
+_GIVEN = "Tensor x, Tensor? h_0, Tensor? c_0, Tensor? lengths, Tensor? resets, bool packed, float dropout, Tensor? seed"
+_library.define(f"forward({_STACK}, {_GIVEN}, Tensor[] weights, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    f"backward({_STACK}, {_GIVEN}, Tensor[] weights, Tensor y, Tensor kept, Tensor? dy, Tensor? dh_n, Tensor? dc_n,"
+    " bool need_dx, bool[] need_dweights) -> (Tensor, Tensor, Tensor, Tensor[])"
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, proj_size: int) -> _core.Problem:
+    name = "float32" if dtype == torch.float32 else "float64"
+    return _core.Problem(
+        stack.cell, name, input_size, hidden_size, proj_size, stack.num_layers, stack.bidirectional, stack.bias
+    )
+
+
+class _Sizes:
+    """Of one call, from the shapes of its tensors."""
+
+    def __init__(self, stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> None:
+        x, gates = given.x, {"lstm": 4, "gru": 3}.get(stack.cell, 1)
+        w_hh = weights[1]
+        self.hidden_size = w_hh.shape[0] // gates
+        self.state_size = w_hh.shape[1]
+        self.input_size = x.shape[-1]
+        if given.packed:
+            assert given.lengths is not None
+            self.batch = given.lengths.shape[0]
+        else:
+            self.batch = x.shape[1]
+        states, directions = stack.num_states, 2 if stack.bidirectional else 1
+        self.y = (*x.shape[:-1], directions * self.state_size)
+        self.h = (states, self.batch, self.state_size)
+        self.c = (states, self.batch, self.hidden_size) if stack.cell == "lstm" else (0,)
+
+
+def _split(args: tuple[Any, ...]) -> tuple[Stack, Sequences, tuple[Any, ...]]:
+    return Stack(*args[:4]), Sequences(*args[4:12]), args[12:]
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), _core.get_num_threads())
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    stack, given, (weights, training) = _split(args)
+    x, sizes = given.x, _Sizes(stack, given, weights)
+    y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
+    reserve = _call_forward(stack, given, weights, training, sizes, (y, h_n, c_n))
+    if reserve is None or reserve.nbytes == 0:
+        return y, h_n, c_n, x.new_empty(0, dtype=torch.uint8)
+    kept = torch.frombuffer(reserve, dtype=torch.uint8, count=1)
+    _reserves[kept.data_ptr()] = reserve
+    return y, h_n, c_n, kept
+
+
+def _call_forward(
+    stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool, sizes: _Sizes, out: Sequence[Tensor]
+) -> _core.Reserve | None:
+    lstm = stack.cell == "lstm"
+    proj_size = 0 if sizes.state_size == sizes.hidden_size else sizes.state_size
+    seq_len = (int(given.lengths.max()) if sizes.batch else 0) if given.packed else given.x.shape[0]  # type: ignore[union-attr]
+    return _core.forward(
+        _problem(stack, given.x.dtype, sizes.input_size, sizes.hidden_size, proj_size),
+        (given.x.data_ptr(), seq_len, sizes.batch, given.packed),
+        _address(given.h_0),
+        _address(given.c_0),
+        [w.data_ptr() for w in weights],
+        None if given.lengths is None else given.lengths.numpy(),
+        None if given.resets is None else given.resets.numpy(),
+        given.dropout,
+        0 if given.seed is None else int(given.seed),
+        training,
+        _memory,
+        _threads(),
+        (out[0].data_ptr(), out[1].data_ptr(), out[2].data_ptr() if lstm else None),
+    )[3]
+
+
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    stack, given, (weights, y, kept, dy, dh_n, dc_n, need_dx, need_dweights) = _split(args)
+    x, sizes, lstm = given.x, _Sizes(stack, given, weights), stack.cell == "lstm"
+    reserve = _reserves.get(kept.data_ptr()) if kept.numel() else None
+    if reserve is None:
+        unused = [x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c)]
+        reserve = _call_forward(stack, given, weights, True, sizes, unused)
+        assert reserve is not None
+    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dh_0, dc_0 = x.new_empty(sizes.h), x.new_empty(sizes.c)
+    dweights = [torch.zeros_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
+    proj_size = 0 if sizes.state_size == sizes.hidden_size else sizes.state_size
+    _core.backward(
+        _problem(stack, x.dtype, sizes.input_size, sizes.hidden_size, proj_size),
+        reserve,
+        x.data_ptr(),
+        y.data_ptr(),
+        [w.data_ptr() for w in weights],
+        _address(dy),
+        _address(dh_n),
+        _address(dc_n) if lstm else None,
+        need_dx,
+        [dw.data_ptr() if need else None for dw, need in zip(dweights, need_dweights, strict=True)],
+        _memory,
+        _threads(),
+        (dx.data_ptr() if need_dx else None, dh_0.data_ptr(), dc_0.data_ptr() if lstm else None),
+    )
+    return dx, dh_0, dc_0, dweights
+
+
+def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    stack, given, (weights, training) = _split(args)
+    x, sizes = given.x, _Sizes(stack, given, weights)
+    y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
+    return y, h_n, c_n, x.new_empty(1 if training else 0, dtype=torch.uint8)
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    stack, given, (weights, _, _, _, _, _, need_dx, need_dweights) = _split(args)
+    x, sizes = given.x, _Sizes(stack, given, weights)
+    dweights = [torch.empty_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
+    return torch.empty_like(x) if need_dx else x.new_empty(0), x.new_empty(sizes.h), x.new_empty(sizes.c), dweights
+
+
+_FUNCTIONS = {"forward": _forward, "backward": _backward}
+for _name, _function, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
+    _library.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)
