@@ -3,8 +3,11 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -325,6 +328,16 @@ def test_weights_that_are_computed_get_gradients():
     assert_close(results(before, x), results(theirs, x), 20)
     assert obstacle(mine, mine._weights(), x) is None
     assert_close(results(mine, x), results(theirs, x), 20)
+
+
+def test_the_inputs_that_torch_ships():
+    pytest.importorskip("expecttest")  # torch's test tools want it
+    program = Path(__file__).with_name("torch_module_inputs.py")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    counts = dict(line.split() for line in result.stdout.splitlines())
+    assert counts.keys() == set(CELLS)
+    assert all(int(count) > 0 for count in counts.values())
 
 
 # ---- where the kernels do not serve
