@@ -1,6 +1,7 @@
 """fastrnn.torch's layers beside torch.nn's: same weights, same calls, same results and gradients."""
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence  # noqa: E402
 
+import fastrnn  # noqa: E402
 import fastrnn.torch as fast  # noqa: E402
 from fastrnn import _core  # noqa: E402
 from fastrnn.torch import composite, kernel  # noqa: E402
@@ -659,6 +661,21 @@ def test_explain():
     lines = fast.explain(model.bfloat16(), x.bfloat16()).splitlines()
     assert lines[1] == "b: LSTM(2, 3): torch, because there is no kernel for torch.bfloat16"
     assert lines[2] == "b: LSTM(2, 3): torch's single operations, because there is no kernel for torch.bfloat16"
+
+
+def test_memory_goes_with_the_last_layer():
+    gc.collect()  # layers of other tests may wait for it
+    fastrnn.release_memory()
+    layers = [fast.GRU(8, 64), fast.accelerate(nn.GRU(8, 64))]
+    for layer in layers:
+        layer(torch.randn(50, 8, 8))[0].sum().backward()
+    assert _core.cached_bytes() > 0
+    del layers[0]
+    assert _core.cached_bytes() > 0
+    layers.clear()
+    del layer
+    gc.collect()
+    assert _core.cached_bytes() == 0
 
 
 # ---- threads and processes

@@ -20,7 +20,8 @@ from .. import _core
 from . import composite
 
 _library = torch.library.Library("fastrnn", "DEF")
-_memory = _core.Memory()
+_memory: weakref.ref[_core.Memory] | None = None  # that of the layers that live, see hold_memory
+_holders: weakref.WeakKeyDictionary[torch.nn.Module, _core.Memory] = weakref.WeakKeyDictionary()
 _reserves: weakref.WeakValueDictionary[int, _core.Reserve] = weakref.WeakValueDictionary()
 
 
@@ -48,6 +49,19 @@ class Sequences(NamedTuple):
     packed: bool
     dropout: float
     seed: Tensor | None  # int64 (); None without dropout
+
+
+def hold_memory(layer: torch.nn.Module) -> None:
+    """What calls have used stays for later ones as long as this layer, or another that was given here, lives."""
+    global _memory
+    if layer not in _holders:
+        memory = _leased() or _core.Memory()
+        _memory = weakref.ref(memory)
+        _holders[layer] = memory
+
+
+def _leased() -> _core.Memory | None:
+    return None if _memory is None else _memory()
 
 
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +205,7 @@ def _call_forward(
         given.dropout,
         0 if given.seed is None else int(given.seed),
         training,
-        _memory,
+        _leased(),
         _threads(),
         (out[0].data_ptr(), out[1].data_ptr(), out[2].data_ptr() if lstm else None),
     )[3]
@@ -220,7 +234,7 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         _address(dc_n) if lstm else None,
         need_dx,
         [dw.data_ptr() if need else None for dw, need in zip(dweights, need_dweights, strict=True)],
-        _memory,
+        _leased(),
         _threads(),
         (dx.data_ptr() if need_dx else None, dh_0.data_ptr(), dc_0.data_ptr() if lstm else None),
     )

@@ -23,6 +23,7 @@ class _Recurrent(nn.RNNBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # torch's own constructor: its errors, its draws from the generator, its attributes.
         self.__dict__.update(self._original(*args, **kwargs).__dict__)
+        kernel.hold_memory(self)
 
     def forward(
         self,
@@ -48,6 +49,8 @@ class _Recurrent(nn.RNNBase):
         Raises:
             What torch.nn's layer raises; ValueError and TypeError for lengths and resets.
         """
+        if not torch.compiler.is_compiling():
+            kernel.hold_memory(self)
         packed = isinstance(input, PackedSequence)
         _check_extras(self, input, lengths, resets)
         weights = self._weights()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .kernel import hold_memory
 from .layers import GRU, LSTM, RNN, _Recurrent
 from .paths import obstacle
 
@@ -34,6 +35,7 @@ def accelerate(module: Module) -> Module:
     for name, layer in module.named_modules():
         if (new := _counterpart(layer, _REPLACEMENTS)) is not None:
             layer.__class__ = new
+            hold_memory(layer)
         elif isinstance(layer, tuple(_REPLACEMENTS)):
             left.append(f"{name or 'the module itself'} ({type(layer).__name__})")
     if left:
