@@ -1,4 +1,4 @@
-"""Makes the Markdown tables of what `fastrnn bench`, `memory.py` or `overhead.py` has written with `--json FILE`.
+"""Makes the Markdown tables of what `fastrnn bench` or a script beside this one has written with `--json FILE`.
 
     python benchmarks/table.py FILE                    # prints them all
     python benchmarks/table.py FILE --write README.md  # puts them where the README wants them
@@ -9,8 +9,8 @@ A README wants a table where it has the lines
     <!-- end -->
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
-memory.py's: peaks, growth; of overhead.py's: calls. What stands between the two lines is replaced; tables of other
-files stay as they are.
+memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers. What stands between the two lines is
+replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -70,6 +70,20 @@ def make_overhead_tables(document: dict[str, Any]) -> dict[str, str]:
     return {"calls": report.as_markdown((["us", *kinds], lines))}
 
 
+def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what torch_layers.py has written."""
+    ratios = {
+        (row["shape"], f"{row['cell'].upper()} {row['mode']}"): f"{row['torch_ms'] / row['fastrnn_ms']:.2f}"
+        for row in document["rows"]
+    }
+    columns = [f"{cell.upper()} {mode}" for mode in shapes.MODES for cell in shapes.CELLS]
+    lines = [
+        [shape, *(ratios.get((shape, column), "-") for column in columns)]
+        for shape in dict.fromkeys(shape for shape, _ in ratios)
+    ]
+    return {"layers": report.as_markdown((["T,B,I,H,L", *columns], lines))}
+
+
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     """The text with the tables of this file in their places.
 
@@ -93,6 +107,14 @@ def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     return _PLACE.sub(replacement, text)
 
 
+#: By what a document holds; those of `fastrnn bench` have "rows" and "seconds".
+_SCRIPTS = (
+    ({"peaks", "growth"}, make_memory_tables),
+    ({"microseconds"}, make_overhead_tables),
+    ({"rows", "packed_batch"}, make_torch_tables),
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="the JSON of a run")
@@ -100,10 +122,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         document = json.loads(args.file.read_text(encoding="utf-8"))
-        if isinstance(document, dict) and {"peaks", "growth"} <= document.keys():
-            tables = make_memory_tables(document)
-        elif isinstance(document, dict) and "microseconds" in document:
-            tables = make_overhead_tables(document)
+        for fields, make in _SCRIPTS:
+            if isinstance(document, dict) and fields <= document.keys():
+                tables = make(document)
+                break
         else:
             tables = make_tables(report.read_json(args.file))
         if args.write is None:

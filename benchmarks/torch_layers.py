@@ -25,6 +25,7 @@ import fastrnn.torch
 from fastrnn.bench import machine, shapes
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+PACKED_BATCH = 32
 Call = Callable[[], list[torch.Tensor]]
 
 
@@ -68,7 +69,7 @@ def rows(cells: list[str]) -> Iterator[tuple[str, str, str, Call, Call]]:
             x.requires_grad_()
             yield cell, str(shape), "train", *(training(layer, x, dy) for layer in layers)
     for seq_len in (100, 1000):
-        shape = shapes.Shape(seq_len, 32, 256, 256, 1)
+        shape = shapes.Shape(seq_len, PACKED_BATCH, 256, 256, 1)
         lengths = torch.from_numpy(np.random.default_rng(0).integers(1, seq_len + 1, shape.batch))
         x = torch.randn(seq_len, shape.batch, shape.input_size)
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -123,6 +124,7 @@ def main() -> None:
                 "versions": machine.versions(["torch"]),
                 "commit": machine.commit(),
                 "threads": options.threads,
+                "packed_batch": PACKED_BATCH,
                 "rows": record,
             }
             options.json.write_text(json.dumps(document, indent=1) + "\n")
