@@ -391,7 +391,7 @@ def test_transforms(cell):
     assert_close([torch.func.grad(lambda x: run(x).sum())(x)], torch.autograd.grad(run(leaf).sum(), leaf), 20)
 
 
-def test_traced_and_scripted_users_get_torchs_operators():
+def test_traced_calls_get_torchs_operators():
     layer = fast.GRU(3, 8)
     x = torch.randn(5, 4, 3)
     with warnings.catch_warnings():
@@ -517,6 +517,59 @@ def test_calls_are_refused_as_torch_refuses_them(cell, wrong):
     with pytest.raises(type(expected.value)) as got:
         mine(*inputs)
     assert str(got.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    "sizes", [([4, 4, 4], 2), ([1, 3], 4), ([3, 1, 2], 6), ([2, 0], 2)], ids=["too many", "rising", "uneven", "none"]
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_sequences_that_cannot_be_are_left_to_torch(cell, sizes):
+    layer = getattr(fast, cell)(3, 8)
+    packed = PackedSequence(torch.randn(sizes[1], 3), torch.tensor(sizes[0]))
+    assert "shapes" in obstacle(layer, layer._weights(), packed).reason
+    orders = PackedSequence(torch.randn(4, 3), torch.tensor([4]), torch.tensor([0]), torch.tensor([0]))
+    assert "shapes" in obstacle(layer, layer._weights(), orders).reason
+
+
+def test_operators_called_by_hand():
+    layer = fast.GRU(3, 8)
+    x = torch.randn(4, 5, 3).transpose(0, 1)
+    weights = [w.detach() for w in layer.parameters()]
+    got = torch.ops.fastrnn.forward("gru", 1, False, True, x, None, None, None, None, False, 0.0, None, weights, False)
+    assert torch.equal(got[0], layer(x)[0])
+    with pytest.raises(ValueError, match="one row for each step, got 4 rows"):
+        torch.ops.fastrnn.forward(
+            "gru", 1, False, True, x[0], None, None, torch.tensor([3, 3]), None, True, 0.0, None, weights, False
+        )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_many_at_once(cell):
+    layer = getattr(fast, cell)(2, 3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    one_by_one, at_once = (
+        torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=vectorize) for vectorize in (False, True)
+    )
+    assert_close([at_once], [one_by_one], 6)
+
+
+def test_padding_reaches_no_gradient():
+    layer = fast.GRU(3, 8, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    x[2:, 0] = torch.nan
+    x.requires_grad_()
+    y, _ = layer(x, lengths=torch.tensor([2, 9, 5, 9])[::2])
+    inputs = (x, *layer.parameters())
+    plain = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    assert all(g.isfinite().all() for g in plain)
+    assert_close(torch.autograd.grad(y.sum(), inputs, create_graph=True), plain, 20)
+
+
+def test_another_default_device():
+    layer = fast.GRU(3, 8, 2, dropout=0.5)
+    packed = pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 1]))
+    with torch.device("meta"):
+        assert layer(packed)[1].device.type == "cpu"
 
 
 def test_weights_of_another_shape_are_refused():

@@ -22,14 +22,15 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     """What ``kernel.run`` gives."""
-    x, lengths, resets = given.x, given.lengths, given.resets
-    rows = None
+    x, rows = given.x, None
+    lengths, resets = (None if t is None else t.to(x.device) for t in (given.lengths, given.resets))
     if given.packed:
         assert lengths is not None
         rows = running(lengths)
         x = x.new_zeros(*rows.shape, x.shape[-1]).index_put(torch.where(rows), x)
     elif lengths is not None:
         rows = running(lengths, x.shape[0])
+        x = torch.where(rows[..., None], x, 0)  # what stands in the padding must not reach the gradients
     batch, hidden_size = x.shape[1], weights[1].shape[0] // _GATES[stack.cell]
     state_size = weights[1].shape[1]
     zeros = [x.new_zeros(stack.num_states, batch, size) for size in (state_size, hidden_size)]

@@ -60,6 +60,11 @@ def hold_memory(layer: torch.nn.Module) -> None:
         _holders[layer] = memory
 
 
+def release_memory(layer: torch.nn.Module) -> None:
+    """Undoes ``hold_memory``."""
+    _holders.pop(layer, None)
+
+
 def _leased() -> _core.Memory | None:
     return None if _memory is None else _memory()
 
@@ -106,10 +111,12 @@ class _Run(torch.autograd.Function):
             dc_n = None
         if dy is None and dh_n is None and dc_n is None:
             return (*nothing, None, None, None, *nothing, *(None for _ in weights))
-        if torch.is_grad_enabled():  # create_graph=True
-            dx, dh_0, dc_0, dweights = composite.differentiable_backward(
-                ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
-            )
+        batched = any(d is not None and _is_batched(d) for d in (dy, dh_n, dc_n))
+        if torch.is_grad_enabled() or batched:  # create_graph=True, is_grads_batched=True
+            with torch.enable_grad():
+                dx, dh_0, dc_0, dweights = composite.differentiable_backward(
+                    ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
+                )
         else:
             dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
             dx, dh_0, dc_0, dweights = _operator("backward", x)(
@@ -125,14 +132,27 @@ class _Run(torch.autograd.Function):
         )
 
 
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether vmap has hidden a dimension of it."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
+
+
 # ---- the operators
 
 _STACK = "str cell, int num_layers, bool bidirectional, bool bias"
 _GIVEN = "Tensor x, Tensor? h_0, Tensor? c_0, Tensor? lengths, Tensor? resets, bool packed, float dropout, Tensor? seed"
-_library.define(f"forward({_STACK}, {_GIVEN}, Tensor[] weights, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
+# Compilers must hand the tensors over as they were laid out.
+_TAGS = (getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),)
+_library.define(
+    f"forward({_STACK}, {_GIVEN}, Tensor[] weights, bool training) -> (Tensor, Tensor, Tensor, Tensor)", tags=_TAGS
+)
 _library.define(
     f"backward({_STACK}, {_GIVEN}, Tensor[] weights, Tensor y, Tensor kept, Tensor? dy, Tensor? dh_n, Tensor? dc_n,"
-    " bool need_dx, bool[] need_dweights) -> (Tensor, Tensor, Tensor, Tensor[])"
+    " bool need_dx, bool[] need_dweights) -> (Tensor, Tensor, Tensor, Tensor[])",
+    tags=_TAGS,
 )
 
 
@@ -182,7 +202,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
     reserve = _call_forward(stack, given, weights, training, sizes, (y, h_n, c_n))
     if reserve is None or reserve.nbytes == 0:
-        return y, h_n, c_n, x.new_empty(0, dtype=torch.uint8)
+        return y, h_n, c_n, x.new_empty(1 if training else 0, dtype=torch.uint8)
     kept = torch.frombuffer(reserve, dtype=torch.uint8, count=1)
     _reserves[kept.data_ptr()] = reserve
     return y, h_n, c_n, kept
@@ -214,7 +234,7 @@ def _call_forward(
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     stack, given, (weights, y, kept, dy, dh_n, dc_n, need_dx, need_dweights) = _split(args)
     x, sizes, lstm = given.x, _Sizes(stack, given, weights), stack.cell == "lstm"
-    reserve = _reserves.get(kept.data_ptr()) if kept.numel() else None
+    reserve = _reserves.get(kept.data_ptr())
     if reserve is None:
         unused = [x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c)]
         reserve = _call_forward(stack, given, weights, True, sizes, unused)
@@ -255,7 +275,22 @@ def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return torch.empty_like(x) if need_dx else x.new_empty(0), x.new_empty(sizes.h), x.new_empty(sizes.c), dweights
 
 
+def _from_anyone(function: Any, *args: Any) -> Any:
+    """The operators can be called by hand and by compilers: what the layers see to is seen to here again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.resolve_neg().contiguous()
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    args = tuple(map(plain, args))
+    _, given, _ = _split(args)
+    if given.packed and (given.lengths is None or int(given.lengths.sum()) != given.x.shape[0]):
+        raise ValueError(f"fastrnn: packed x must have one row for each step, got {given.x.shape[0]} rows")
+    return function(*args)
+
+
 _FUNCTIONS = {"forward": _forward, "backward": _backward}
 for _name, _function, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
-    _library.impl(_name, _function, "CPU")
+    _library.impl(_name, functools.partial(_from_anyone, _function), "CPU")
     torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)

@@ -77,12 +77,12 @@ class _Recurrent(nn.RNNBase):
 
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         # Like the masks that torch would draw, the seed follows torch.manual_seed.
-        seed = torch.randint(2**63 - 1, ()) if dropout > 0 and call is kernel.run else None
+        seed = torch.randint(2**63 - 1, (), device="cpu") if dropout > 0 and call is kernel.run else None
         given = Sequences(
             _plain(x),
             None if states[0] is None else _plain(states[0]),
             None if states[1] is None else _plain(states[1]),
-            lengths,
+            None if lengths is None else lengths.contiguous(),
             None if resets is None else resets.contiguous(),
             packed,
             dropout,
@@ -173,7 +173,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
     """Steps of each row, longest first, of a PackedSequence's batch sizes."""
-    rows = torch.arange(int(batch_sizes[0]))
+    rows = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
     return (batch_sizes[:, None] > rows).sum(0)
 
 

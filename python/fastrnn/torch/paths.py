@@ -31,7 +31,7 @@ def obstacle(
     """None where the kernels serve."""
     reason = _transform()
     if reason is not None:  # most of which torch's own layers do not know either
-        return Obstacle(reason, "composite")
+        return Obstacle(reason, "composite" if _fits(layer, weights, input, hx) else "layer")
     reason = _reason(layer, weights, input, hx, lengths, resets)
     if reason is None:
         return None
@@ -91,9 +91,13 @@ def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> 
     """Whether torch takes tensors of these shapes. The kernels read what they are told to: nothing else checks."""
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
+    if not isinstance(x, Tensor):
+        return False
     if x.dim() not in ((2,) if packed else (2, 3)) or x.shape[-1] != layer.input_size:
         return False
     if packed:
+        if not _consistent(input):
+            return False
         batch: tuple[int, ...] = (int(input.batch_sizes[0]),)
     elif x.dim() == 3:
         batch = (x.shape[0 if layer.batch_first else 1],)
@@ -118,3 +122,14 @@ def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> 
         expected += [(gates,), (gates,)] if layer.bias else []
         expected += [(state_size, hidden_size)] if layer.proj_size else []
     return [tuple(weight.shape) for weight in weights] == expected
+
+
+def _consistent(packed: PackedSequence) -> bool:
+    """Whether a PackedSequence, which anyone may have put together, is what torch makes."""
+    sizes = packed.batch_sizes
+    if sizes.dim() != 1 or not sizes.numel() or int(sizes.sum()) != packed.data.shape[0]:
+        return False
+    if int(sizes[-1]) < 1 or bool((sizes[1:] > sizes[:-1]).any()):
+        return False
+    orders = (packed.sorted_indices, packed.unsorted_indices)
+    return all(order is None or tuple(order.shape) == (int(sizes[0]),) for order in orders)

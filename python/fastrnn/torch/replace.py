@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .kernel import hold_memory
+from .kernel import hold_memory, release_memory
 from .layers import GRU, LSTM, RNN, _Recurrent
 from .paths import obstacle
 
@@ -49,6 +49,7 @@ def restore(module: Module) -> Module:
     for layer in module.modules():
         if (new := _counterpart(layer, originals)) is not None:
             layer.__class__ = new
+            release_memory(layer)
     return module
 
 
@@ -68,7 +69,8 @@ def _counterpart(layer: nn.Module, classes: dict[type[nn.Module], type[nn.Module
 def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
     """Calls the model and tells, a line for each call of a recurrent layer, what it ran on and why.
 
-    The model is called once, without gradients; torch's generator is put back afterwards.
+    The model is called once, without gradients and as it is: in training mode its statistics move on. Torch's generator
+    is put back afterwards.
 
     Example:
         >>> import torch, fastrnn.torch
