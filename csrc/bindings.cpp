@@ -2,6 +2,7 @@
 // cheaply, so that no mistake in Python can read out of bounds; messages for users come from Python's own validation.
 #include <pybind11/stl.h>
 
+#include <array>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -261,6 +262,25 @@ class LockedStream {
   std::unique_ptr<Stream> stream_;
 };
 
+// The addresses of OpenMp's functions, in their order; None: threads of our own.
+void share_openmp(const py::object& addresses) {
+  static OpenMp runtimes[2];  // a team may be reading the other
+  static int latest = 0;
+  if (addresses.is_none()) return use_openmp(nullptr);
+  const auto functions = addresses.cast<std::array<uintptr_t, 5>>();
+  OpenMp& runtime = runtimes[latest ^= 1];
+  const auto assign = [&](auto& function, int i) {
+    if (!functions[size_t(i)]) throw py::value_error("_core: a function of the runtime is missing");
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(functions[size_t(i)]);
+  };
+  assign(runtime.parallel, 0);
+  assign(runtime.thread_num, 1);
+  assign(runtime.num_threads, 2);
+  assign(runtime.max_threads, 3);
+  assign(runtime.in_parallel, 4);
+  use_openmp(&runtime);
+}
+
 std::vector<std::string> names(const std::vector<Isa>& isas) {
   std::vector<std::string> out;
   for (const Isa isa : isas) out.emplace_back(name(isa));
@@ -324,6 +344,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   m.def("set_num_threads", &set_num_threads, "n"_a);
   m.def("get_num_threads", &num_threads);
+  m.def("use_openmp", &share_openmp, "functions"_a);
   m.def("release_memory", &release_memory);
   m.def("cached_bytes", &cached_bytes);
   m.def(

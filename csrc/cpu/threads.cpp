@@ -134,18 +134,24 @@ void wait(Count& count, uint64_t target, SharesCpu shares_cpu) {
 // A team with its helper threads. It serves one run at a time and is never destroyed.
 class Crew : public Team {
  public:
+  void enlist(int size);
   void hire(int size);
   void run(int size, Work work, void* context);
+  // On the runtime's threads, for which members need only be enlisted; false: it gave too few, and nothing ran.
+  bool run(const OpenMp& runtime, int size, Work work, void* context);
   void meet(int tid);  // Team::barrier
 
  private:
   Member& member(int tid) { return tid == 0 ? caller_ : *helpers_[tid - 1]; }
   bool shares_cpu(int tid);
   void help(int tid, Member& self);
+  void begin(int size, Work work, void* context);
+  void end();
 
   // Between runs helpers look at nothing but caller_ and themselves: the rest then changes under their feet.
   Member caller_;
   std::vector<std::unique_ptr<Member>> helpers_;  // tid 1, 2, ...
+  int hired_ = 0;                                 // helpers with a thread of their own
   Work work_ = nullptr;
   void* context_ = nullptr;
   Count arrivals_;  // at barriers
@@ -197,19 +203,23 @@ class BlockSignals {
 #endif
 };
 
-// Makes sure that `size` members exist. Those that were started before a failure stay for later runs.
-void Crew::hire(int size) {
-  if (static_cast<int>(helpers_.size()) >= size - 1) return;
+// Makes sure that `size` members exist.
+void Crew::enlist(int size) {
   helpers_.reserve(static_cast<size_t>(size - 1));
+  while (static_cast<int>(helpers_.size()) < size - 1) helpers_.push_back(std::make_unique<Member>());
+}
+
+// Makes sure that they have threads. Those that were started before a failure stay for later runs.
+void Crew::hire(int size) {
+  if (hired_ >= size - 1) return;
+  enlist(size);
   const BlockSignals block;  // new threads inherit the mask
-  for (int tid = static_cast<int>(helpers_.size()) + 1; tid < size; ++tid) {
-    auto helper = std::make_unique<Member>();
-    std::thread([this, tid, self = helper.get()] { help(tid, *self); }).detach();
-    helpers_.push_back(std::move(helper));
+  for (int tid = hired_ + 1; tid < size; hired_ = tid++) {
+    std::thread([this, tid, self = helpers_[size_t(tid - 1)].get()] { help(tid, *self); }).detach();
   }
 }
 
-void Crew::run(int size, Work work, void* context) {
+void Crew::begin(int size, Work work, void* context) {
   size_ = size;
   work_ = work;
   context_ = context;
@@ -217,6 +227,12 @@ void Crew::run(int size, Work work, void* context) {
   finished_.reset();
   busy_members.fetch_add(size, std::memory_order_relaxed);
   caller_.note_cpu();
+}
+
+void Crew::end() { busy_members.fetch_sub(size_, std::memory_order_relaxed); }
+
+void Crew::run(int size, Work work, void* context) {
+  begin(size, work, context);
   for (int tid = 1; tid < size; ++tid) {
     member(tid).orders.add();
     member(tid).orders.wake();
@@ -224,7 +240,31 @@ void Crew::run(int size, Work work, void* context) {
   work(context, *this, 0);
   caller_.note_cpu();
   wait(finished_, static_cast<uint64_t>(size - 1), [this] { return shares_cpu(0); });
-  busy_members.fetch_sub(size, std::memory_order_relaxed);
+  end();
+}
+
+bool Crew::run(const OpenMp& runtime, int size, Work work, void* context) {
+  struct Region {
+    Crew& crew;
+    const OpenMp& runtime;
+    bool complete;
+  } region{*this, runtime, true};
+  begin(size, work, context);
+  const auto member_of_region = [](void* data) {
+    const auto& [crew, runtime, complete] = *static_cast<Region*>(data);
+    const int tid = runtime.thread_num();
+    if (runtime.num_threads() < crew.size_) {
+      if (tid == 0) static_cast<Region*>(data)->complete = false;
+    } else if (tid < crew.size_) {
+      const FlushDenormals flush;
+      crew.member(tid).note_cpu();
+      crew.work_(crew.context_, crew, tid);
+    }
+  };
+  // All that it has, as its other users ask for: at any other number it would end some threads and start others.
+  runtime.parallel(member_of_region, &region, static_cast<unsigned>(std::max(size, runtime.max_threads())), 0);
+  end();
+  return region.complete;
 }
 
 // The crews that no caller uses now, the warmest last.
@@ -273,6 +313,8 @@ Pool& pool = make_pool();
 
 class Solo : public Team {};
 
+std::atomic<const OpenMp*> openmp{nullptr};
+
 // A positive integer at the start of `text`, else 0. With `alone`, nothing may follow it.
 int positive_integer(const char* text, bool alone) {
   if (!text) return 0;
@@ -311,6 +353,11 @@ void run_team(int size, Work work, void* context) {
   }
   Crew* crew = pool.take();
   try {
+    const OpenMp* runtime = openmp.load(std::memory_order_acquire);
+    if (runtime && fork_count() == 0 && !runtime->in_parallel()) {
+      crew->enlist(size);
+      if (crew->run(*runtime, size, work, context)) return pool.give_back(crew);
+    }
     crew->hire(size);
   } catch (const std::exception& error) {
     pool.give_back(crew);
@@ -323,6 +370,8 @@ void run_team(int size, Work work, void* context) {
   }
   pool.give_back(crew);
 }
+
+void use_openmp(const OpenMp* runtime) { openmp.store(runtime, std::memory_order_release); }
 
 int default_num_threads() {
   const char* own = std::getenv("FASTRNN_NUM_THREADS");

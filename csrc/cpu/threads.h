@@ -44,6 +44,20 @@ void set_num_threads(int n);
 
 constexpr int kMaxThreads = 1024;
 
+// The threads of an OpenMP runtime, reached by the functions that GCC's code calls (LLVM's runtime has them as well).
+struct OpenMp {
+  void (*parallel)(void (*region)(void*), void* data, unsigned threads, unsigned flags);
+  int (*thread_num)();
+  int (*num_threads)();
+  int (*max_threads)();
+  int (*in_parallel)();
+};
+
+// Teams are made of this runtime's threads from now on, but within its own parallel regions, after a fork and where it
+// gives too few; null: of our own again. For processes whose other work runs there: its threads spin on between regions,
+// and a second set of threads would have to share the cores with them. The runtime must outlive the process's teams.
+void use_openmp(const OpenMp* runtime);
+
 // How many forks lie between the first process and this one. A lock taken under another number may be held by a thread
 // that does not exist here.
 unsigned fork_count();

@@ -123,6 +123,10 @@ class Stream:
 
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
+def use_openmp(functions: tuple[int, int, int, int, int] | None) -> None:
+    """Teams take the threads of an OpenMP runtime: the addresses of GOMP_parallel, omp_get_thread_num,
+    omp_get_num_threads, omp_get_max_threads and omp_in_parallel. None: threads of their own."""
+
 def release_memory() -> None:
     """Frees cached workspaces; memory in use is not touched."""
 

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cfenv>
 #include <chrono>
 #include <limits>
@@ -150,6 +151,51 @@ void test_ceiling() {
   unsetenv("OMP_NUM_THREADS");
 }
 
+// An OpenMP runtime of our own: a new thread for each member of a region, as many as `gives` at most.
+namespace runtime {
+thread_local int num = 0, size = 1;
+int gives = 1 << 20, regions = 0;
+
+void parallel(void (*region)(void*), void* data, unsigned threads, unsigned) {
+  const int members = std::min(static_cast<int>(threads), gives);
+  ++regions;
+  std::vector<std::thread> others;
+  for (int i = 1; i < members; ++i)
+    others.emplace_back([=] {
+      num = i;
+      size = members;
+      region(data);
+    });
+  size = members;
+  region(data);
+  size = 1;
+  for (auto& other : others) other.join();
+}
+
+const fastrnn::OpenMp kFunctions{parallel, [] { return num; }, [] { return size; }, [] { return 5; },
+                                 [] { return static_cast<int>(size > 1); }};
+}  // namespace runtime
+
+void test_openmp() {
+  fastrnn::use_openmp(&runtime::kFunctions);
+  for (int size : {2, 5, 3, 7}) exchange(size, 20);
+  CHECK(runtime::regions == 4);
+  exchange(1, 1);
+  CHECK(runtime::regions == 4);
+  int inner = 2;
+  run_team(3, nested, &inner);  // the inner teams have threads of their own
+  CHECK(runtime::regions == 5);
+  runtime::gives = 2;
+  exchange(3, 20);
+  exchange(2, 20);
+  CHECK(runtime::regions == 7);
+  runtime::gives = 1 << 20;
+  test_floating_point_mode();
+  fastrnn::use_openmp(nullptr);
+  exchange(3, 5);
+  CHECK(runtime::regions == 8);
+}
+
 }  // namespace
 
 void test_threads() {
@@ -164,4 +210,5 @@ void test_threads() {
   test_idle_teams_sleep();
   test_floating_point_mode();
   test_signals_stay_with_the_application();
+  test_openmp();
 }
