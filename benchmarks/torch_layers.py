@@ -2,10 +2,13 @@
 
     python benchmarks/torch_layers.py [--threads 2] [--seconds 2] [--cell lstm,gru,rnn] [--json FILE]
 
-Rows are the standard shapes of `fastrnn bench`, inference (``no_grad``) and forward + backward, and packed sequences
-(B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward. The two layers take turns, a call each;
-reported are the medians, their interquartile ranges over them, the ratio (above 1: fastrnn is faster), and the largest
-difference of the outputs and gradients over the largest value.
+Rows are the standard shapes of `fastrnn bench`, inference (``no_grad``) and forward + backward; one step of the cells;
+packed sequences (B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward; and a training step of
+models in which linear layers stand between recurrent ones. torch's and fastrnn's take turns, a call each; reported are
+the medians, their interquartile ranges over them, the ratio (above 1: fastrnn is faster), and the largest difference of
+the outputs and gradients over the largest value. With the models two more calls take turns: the accelerated layers
+without what stands between them, and that without the layers. Their sum over the time of the model shows what the
+change from one to the other costs.
 """
 
 from __future__ import annotations
@@ -25,19 +28,38 @@ import fastrnn.torch
 from fastrnn.bench import machine, shapes
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+STEPS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 PACKED_BATCH = 32
+SINGLE_STEPS = ((1, 64), (1, 256), (8, 256), (32, 256), (128, 512))  # of the cells: B, and I = H
+MODELS = ((100, 1, 128), (50, 16, 256), (35, 64, 512))  # T, B, and the sizes of all layers
 Call = Callable[[], list[torch.Tensor]]
 
 
-def make_pair(cell: str, shape: shapes.Shape) -> tuple[nn.RNNBase, nn.RNNBase]:
+def make_pair(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
-    theirs = CELLS[cell](shape.input_size, shape.hidden_size, shape.num_layers)
-    mine = CELLS[cell](shape.input_size, shape.hidden_size, shape.num_layers)
+    theirs, mine = make(), make()
     mine.load_state_dict(theirs.state_dict())
     return theirs, fastrnn.torch.accelerate(mine)
 
 
-def inference(layer: nn.RNNBase, x: torch.Tensor) -> Call:
+class Between(nn.Module):
+    """Two recurrent layers, and what stands before, between and after them; either can be left out."""
+
+    def __init__(self, cell: str, size: int, layers: bool = True, linear: bool = True) -> None:
+        super().__init__()
+        self.rnns = nn.ModuleList(CELLS[cell](size, size) if layers else None for _ in range(2))
+        self.linear = nn.ModuleList(nn.Linear(size, size) if linear else None for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        for i in range(3):
+            if self.linear[i] is not None:
+                x = torch.tanh(self.linear[i](x))
+            if i < 2 and self.rnns[i] is not None:
+                x = self.rnns[i](x)[0]
+        return (x,)
+
+
+def inference(layer: nn.Module, x: torch.Tensor) -> Call:
     @torch.no_grad()
     def call() -> list[torch.Tensor]:
         return [layer(x)[0]]
@@ -45,7 +67,7 @@ def inference(layer: nn.RNNBase, x: torch.Tensor) -> Call:
     return call
 
 
-def training(layer: nn.RNNBase, x: Any, dy: torch.Tensor) -> Call:
+def training(layer: nn.Module, x: Any, dy: torch.Tensor) -> Call:
     leaf = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
 
     def call() -> list[torch.Tensor]:
@@ -58,16 +80,27 @@ def training(layer: nn.RNNBase, x: Any, dy: torch.Tensor) -> Call:
     return call
 
 
-def rows(cells: list[str]) -> Iterator[tuple[str, str, str, Call, Call]]:
-    """(cell, shape, mode, torch's call, fastrnn's call)."""
+def layer_pair(cell: str, shape: shapes.Shape) -> tuple[nn.Module, nn.Module]:
+    return make_pair(lambda: CELLS[cell](shape.input_size, shape.hidden_size, shape.num_layers))
+
+
+def rows(cells: list[str]) -> Iterator[tuple[str, str, str, list[Call]]]:
+    """(cell, shape, mode, calls: torch's, fastrnn's and, of models, those of their two parts)."""
     for shape in shapes.STANDARD:
         for cell in cells:
-            layers = make_pair(cell, shape)
+            layers = layer_pair(cell, shape)
             x = torch.randn(shape.seq_len, shape.batch, shape.input_size)
             dy = torch.randn(shape.seq_len, shape.batch, shape.hidden_size)
-            yield cell, str(shape), "infer", *(inference(layer, x) for layer in layers)
+            yield cell, str(shape), "infer", [inference(layer, x) for layer in layers]
             x.requires_grad_()
-            yield cell, str(shape), "train", *(training(layer, x, dy) for layer in layers)
+            yield cell, str(shape), "train", [training(layer, x, dy) for layer in layers]
+    for batch, size in SINGLE_STEPS:
+        for cell in cells:
+            steps = make_pair(lambda: STEPS[cell](size, size))  # noqa: B023
+            x, dy = torch.randn(batch, size), torch.randn(batch, size)
+            yield cell, f"cell {batch},{size}", "infer", [inference(first_output(step), x) for step in steps]
+            x.requires_grad_()
+            yield cell, f"cell {batch},{size}", "train", [training(first_output(step), x, dy) for step in steps]
     for seq_len in (100, 1000):
         shape = shapes.Shape(seq_len, PACKED_BATCH, 256, 256, 1)
         lengths = torch.from_numpy(np.random.default_rng(0).integers(1, seq_len + 1, shape.batch))
@@ -76,15 +109,39 @@ def rows(cells: list[str]) -> Iterator[tuple[str, str, str, Call, Call]]:
         dy = torch.randn(len(packed.data), shape.hidden_size)
         packed.data.requires_grad_()
         for cell in cells:
-            calls = (training(layer, packed, dy) for layer in make_pair(cell, shape))
-            yield cell, f"packed {shape}", "train", *calls
+            yield cell, f"packed {shape}", "train", [training(layer, packed, dy) for layer in layer_pair(cell, shape)]
+    for seq_len, batch, size in MODELS:
+        x, dy = torch.randn(seq_len, batch, size), torch.randn(seq_len, batch, size)
+        x.requires_grad_()
+        for cell in cells:
+            models = [
+                *make_pair(lambda: Between(cell, size)),  # noqa: B023
+                fastrnn.torch.accelerate(Between(cell, size, linear=False)),
+                Between(cell, size, layers=False),
+            ]
+            yield cell, f"model {seq_len},{batch},{size}", "train", [training(model, x, dy) for model in models]
 
 
-def measure(calls: tuple[Call, Call], seconds: float) -> tuple[list[list[float]], float]:
-    """Seconds of each call of each, and the error."""
-    expected, got = ([t.clone() for t in call()] for call in calls)
+def first_output(step: nn.Module) -> nn.Module:
+    """A cell that gives a tuple, whatever it gives."""
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = step
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            state = self.step(x)
+            return (state[0] if isinstance(state, tuple) else state,)
+
+    return Step()
+
+
+def measure(calls: list[Call], seconds: float) -> tuple[list[list[float]], float]:
+    """Seconds of each call of each, and the error of the second against the first."""
+    expected, got = ([t.clone() for t in call()] for call in calls[:2])
     error = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(got, expected, strict=True))
-    times: list[list[float]] = [[], []]
+    times: list[list[float]] = [[] for _ in calls]
     end = perf_counter() + seconds
     while perf_counter() < end or len(times[0]) < 5:
         for call, own in zip(calls, times, strict=True):
@@ -99,23 +156,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--cell", default="lstm,gru,rnn")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name begins with it, such as model")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     fastrnn.set_num_threads(options.threads)
     record = []
-    for cell, shape, mode, *calls in rows(options.cell.split(",")):
-        times, error = measure((calls[0], calls[1]), options.seconds)
+    for cell, shape, mode, calls in rows(options.cell.split(",")):
+        if not shape.startswith(options.only):
+            continue
+        times, error = measure(calls, options.seconds)
         medians = [float(np.median(t)) for t in times]
         spreads = [float(np.subtract(*np.quantile(t, (0.75, 0.25)))) / m for t, m in zip(times, medians, strict=True)]
         record.append(
             {"cell": cell, "shape": shape, "mode": mode, "torch_ms": medians[0] * 1e3, "fastrnn_ms": medians[1] * 1e3}
             | {"torch_spread": spreads[0], "fastrnn_spread": spreads[1], "error": error}
+            | ({"parts_ms": sum(medians[2:]) * 1e3} if len(calls) > 2 else {})
         )
         print(
             f"{cell:5}{shape:26}{mode:6} torch {medians[0] * 1e3:9.3f} ms ±{spreads[0]:4.0%}"
             f"  fastrnn {medians[1] * 1e3:9.3f} ms ±{spreads[1]:4.0%}  ratio {medians[0] / medians[1]:6.2f}"
-            f"  error {error:.0e}",
+            f"  error {error:.0e}"
+            + (f"  parts / whole {sum(medians[2:]) / medians[1]:.2f}" if len(calls) > 2 else ""),
             flush=True,
         )
         if options.json:

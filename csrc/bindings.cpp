@@ -135,7 +135,7 @@ py::tuple forward_arrays(const Problem& problem, const py::object& x, const py::
 py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const py::object& x, const py::object& y,
                           const py::list& weights, const py::object& dy, const py::object& dh_n, const py::object& dc_n,
                           bool need_dx, const py::list& dweights, const std::shared_ptr<Memory>& memory, int threads,
-                          const py::object& out) {
+                          const py::object& out, bool accumulate) {
   const Problem& kept = reserve.problem();
   if (kept.cell != problem.cell || kept.dtype != problem.dtype || kept.input_size != problem.input_size ||
       kept.hidden_size != problem.hidden_size || kept.proj_size != problem.proj_size ||
@@ -146,6 +146,7 @@ py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const 
   const int64_t P = problem.state_size(), H = problem.hidden_size;
   const bool has_cells = problem.has_cell_state();
   BackwardArrays arrays;
+  arrays.accumulate = accumulate;
   arrays.x = input(problem, x, "x", {T, B, problem.input_size});
   arrays.y = input(problem, y, "y", {T, B, problem.directions * P});
   arrays.dy = input(problem, dy, "dy", {T, B, problem.directions * P});
@@ -330,7 +331,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a,
         "dropout"_a, "dropout_seed"_a, "training"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none());
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
-        "need_dx"_a, "dweights"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none());
+        "need_dx"_a, "dweights"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none(), "accumulate"_a = true);
 
   py::class_<LockedStream>(m, "Stream")
       .def(py::init<const Problem&, const py::list&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,

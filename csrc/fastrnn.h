@@ -74,6 +74,7 @@ struct BackwardArrays {
   void* dx = nullptr;          // (T, B, I) or null: not wanted
   void* dh_0 = nullptr;        // (L*D, B, P)
   void* dc_0 = nullptr;        // (L*D, B, H)
+  bool accumulate = true;      // weight gradients are added to what is there; false: they take its place
 };
 
 // What backward needs of a forward pass besides x, y and the weights. Never written to after forward.

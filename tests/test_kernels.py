@@ -73,6 +73,18 @@ LARGER = [
     {"T": 4, "B": 22, "I": 40, "H": 100, "num_layers": 2, "resets": True, "dropout": 0.3},
     {"T": 2, "B": 1500, "I": 3, "H": 20},
 ]
+# Few rows, for which weights are not packed: with rows of weights that end within a vector and at its end.
+FEW = [
+    {"T": 1, "B": 1, "I": 150, "H": 130},
+    {"T": 1, "B": 13, "I": 256, "H": 192},
+    {"T": 2, "B": 3, "I": 5000, "H": 33},
+    {"T": 5, "B": 4, "I": 320, "H": 128, "num_layers": 2, "bidirectional": True, "lengths": True},
+    {"T": 9, "B": 2, "I": 128, "H": 200, "num_layers": 2, "resets": True, "dropout": 0.3},
+]
+FEW_PROJECTED = [
+    {"T": 2, "B": 7, "I": 256, "H": 130, "proj_size": 67, "num_layers": 2, "lengths": True},
+    {"T": 3, "B": 5, "I": 200, "H": 192, "proj_size": 128, "bidirectional": True},
+]
 PROJECTED = [
     {"T": 3, "B": 19, "I": 30, "H": 130, "proj_size": 67, "num_layers": 2, "lengths": True},
     {"T": 3, "B": 5, "I": 3, "H": 70, "proj_size": 35, "num_layers": 2, "bidirectional": True},
@@ -83,7 +95,7 @@ PROJECTED = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_larger_shapes_equal_the_reference(isa, dtype, cell):
-    for options in LARGER + (PROJECTED if cell == "lstm" else []):
+    for options in LARGER + FEW + (PROJECTED + FEW_PROJECTED if cell == "lstm" else []):
         case = Case(cell, dtype, **options)
         data, expected, allowed = helpers.drawn(case)
         for threads in (1, 2):
@@ -102,11 +114,11 @@ def test_products_in_pieces_equal_the_reference(isa, cell, sizes):
     if sizes.startswith("state") and cell != "rnn_tanh" and lanes < 16:
         many = 3000 // lanes  # the recurrent weights would be too large; backward's pieces are shorter
     case = {
-        "input": Case(cell, "float32", T=2, B=9, I=many, H=61, bidirectional=True),
+        "input": Case(cell, "float32", T=2, B=25, I=many, H=61, bidirectional=True),
         "input, rows split": Case(cell, "float32", T=3, B=18, I=many, H=61),
         "gradient of the input": Case(cell, "float32", T=7, B=20, I=70, H=3000 // lanes + 5, bidirectional=True),
-        "state": Case(cell, "float32", T=2, B=9, I=5, H=many),
-        "state, lengths": Case(cell, "float32", T=3, B=12, I=5, H=many, lengths=True),
+        "state": Case(cell, "float32", T=2, B=25, I=5, H=many),
+        "state, lengths": Case(cell, "float32", T=4, B=30, I=5, H=many, lengths=True),
     }[sizes]
     data, expected, allowed = helpers.drawn(case)
     for threads in (1, 2):

@@ -70,21 +70,32 @@ class BackwardLayer {
   void pack() {
     const Weights& weights = a.weights;
     for (int64_t j = 0; j < state_panels.count(); j++) {
+      if (stands(state_panels, j)) continue;
       pack_gate_rows(weights.w_hh, a.state_size, Cell::kHSlot, units, state_panels, j, state_panel(j));
     }
     if (a.dx) {
       const Range own = share(input_panels.count(), team, tid);
       for (int64_t j = own.begin; j < own.end; j++) {
+        if (stands(input_panels, j)) continue;
         pack_gate_rows(weights.w_ih, a.input_size, Cell::kXSlot, {0, blocks}, input_panels, j, input_panel(j, 0));
       }
     }
     for (int64_t u = units.begin; a.projected && u < units.end; u += kMaxVectors) {
       const int nv = unit_group(u);
+      if (stands(u)) continue;
       for (int64_t k = 0; k < a.state_size; k++) {
         pack_row(static_cast<const T*>(weights.w_hr) + k * a.hidden_size + u * w, a.hidden_size - u * w, nv,
                  projection_panel(u) + k * nv * w);
       }
     }
+  }
+
+  // Whether columns of a matrix are read as they stand: whole vectors can.
+  bool stands(const ColumnPanels<T>& panels, int64_t j) const {
+    return a.packing == Packing::none && panels.columns(j) == panels.nv(j) * w;
+  }
+  bool stands(int64_t u) const {  // of W_hr, unit_group(u)
+    return a.packing == Packing::none && (u + unit_group(u)) * w <= a.hidden_size;
   }
 
   // Panel j of a gate matrix (G*H, width): the rows of unit blocks `of`, in the order of their gate gradients.
@@ -120,7 +131,7 @@ class BackwardLayer {
         const int nv = unit_group(u);
         for (int k = 0; k < found; k++) {
           const Rows<T> dh{dhidden(s.offset[t] + source[k].rows.begin), state_width(), 1, 0};
-          gemm(dh, source[k].rows.size(), 1, a.state_size, {projection_panel(u), nv, nullptr},
+          gemm(dh, source[k].rows.size(), 1, a.state_size, projection_columns(u),
                [&](int64_t first, int64_t count, const T* tile) {
                  for (int i = 0; i < nv; i++) {
                    differentiate(t, u + i, source[k], {first, first + count},
@@ -139,16 +150,14 @@ class BackwardLayer {
       }
     }
     parity ^= 1;
-    const Rows<T> own{dgates.at(units.begin, s.offset[t] - chunk_row0) + Cell::kHSlot * w, GateBlock<T, kSlots>::kRow,
-                      1, dgates.block_stride()};
     const Walk order{(t & 1) != 0, state_panels.count()};
     for (int64_t i = 0; i < order.n; i++) {
       const int64_t j = order[i];
       const int nv = state_panels.nv(j);
       const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
       const Range fetched{states.begin + states.size() * i / order.n, states.begin + states.size() * (i + 1) / order.n};
-      gemm_in_pieces(own, s.count[t], units.size(), kHWidth, {state_panel(j), nv, next},
-                     [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+      multiply_gates(s.offset[t] - chunk_row0, s.count[t], units, Cell::kHSlot, a.weights.w_hh, state_panels, j,
+                     {state_panel(j), nv, next}, [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                        if (piece.first) fetch_output_gradient(before, {first, first + count}, fetched);
                        for (int64_t r = 0; r < count; r++) {
                          for (int v = 0; v < nv; v++) {
@@ -158,6 +167,30 @@ class BackwardLayer {
                          }
                        }
                      });
+    }
+  }
+
+  // Rows of gate gradients, the kGates slots from first_slot on, of unit blocks `of`, times columns j of a gate matrix:
+  // their panel or, where they stand as they are, gate by gate.
+  template <class Epilogue>
+  FASTRNN_INLINE void multiply_gates(int64_t row, int64_t rows, Range of, int first_slot, const void* matrix,
+                                     const ColumnPanels<T>& panels, int64_t j, const Panel<T>& panel,
+                                     Epilogue&& epilogue) {
+    Rows<T> d{dgates.at(of.begin, row) + first_slot * w, GateBlock<T, kSlots>::kRow, 1, dgates.block_stride()};
+    if (!stands(panels, j)) return gemm_in_pieces(d, rows, of.size(), Cell::kGates * w, panel, epilogue);
+    const int64_t unit = of.begin * w, n = min(of.end * w, a.hidden_size) - unit, whole = n / w;
+    for (int gate = 0; gate < Cell::kGates; gate++, d.data += w) {
+      const int64_t first_row = Cell::gate_of_slot(first_slot + gate) * a.hidden_size + unit;
+      const T* columns = static_cast<const T*>(matrix) + first_row * panels.n + panels.first_column(j);
+      const auto add = [&](int64_t from, int64_t blocks, int64_t k_per_block) {
+        const Rows<T> part{d.data + from * d.block_stride, d.row_stride, 1, d.block_stride};
+        gemm(part, rows, blocks, k_per_block, {columns + from * w * panels.n, panel.nv, nullptr, nullptr, panels.n},
+             [&](int64_t first, int64_t count, const T* tile) {
+               epilogue(Piece{gate == 0 && from == 0, false}, first, count, tile);
+             });
+      };
+      if (whole > 0) add(0, whole, w);
+      if (whole * w < n) add(whole, 1, n - whole * w);
     }
   }
 
@@ -272,18 +305,14 @@ class BackwardLayer {
   void add_input_gradient(int64_t row, int64_t rows, Range of, int64_t j, const T* next) {
     const int nv = input_panels.nv(j);
     T* dx = static_cast<T*>(a.dx) + (chunk_row0 + row) * a.x_stride + input_panels.first_column(j);
-    gemm(Rows<T>{dgates.at(of.begin, row) + Cell::kXSlot * w, GateBlock<T, kSlots>::kRow, 1, dgates.block_stride()},
-         rows, of.size(), kXWidth, Panel<T>{input_panel(j, of.begin), nv, next},
-         [&](int64_t first, int64_t count, const T* tile) {
-           for (int64_t r = 0; r < count; r++) {
-             T* out = dx + (first + r) * a.x_stride;
-             if (of.begin > 0 || a.add_dx) {
-               add_row(tile + r * nv * w, nv, input_panels.columns(j), out);
-             } else {
-               put_row(tile + r * nv * w, nv, input_panels.columns(j), out);
-             }
-           }
-         });
+    multiply_gates(row, rows, of, Cell::kXSlot, a.weights.w_ih, input_panels, j,
+                   {input_panel(j, of.begin), nv, next}, [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                     for (int64_t r = 0; r < count; r++) {
+                       T* out = dx + (first + r) * a.x_stride;
+                       add_or_put_row(!piece.first || of.begin > 0 || a.add_dx, tile + r * nv * w, nv,
+                                      input_panels.columns(j), out);
+                     }
+                   });
   }
 
   void add_bias_gradients() {
@@ -292,8 +321,9 @@ class BackwardLayer {
       for (int slot = 0; slot < kSlots; slot++) {
         const int64_t first = Cell::gate_of_slot(slot) * a.hidden_size + u * w;
         const T* sum = static_cast<const T*>(a.bias_sums) + (u * kSlots + slot) * w;
-        if (a.grads.b_ih && G::from_x(slot)) add_row(sum, 1, valid, static_cast<T*>(a.grads.b_ih) + first);
-        if (a.grads.b_hh && G::from_h(slot)) add_row(sum, 1, valid, static_cast<T*>(a.grads.b_hh) + first);
+        T *b_ih = static_cast<T*>(a.grads.b_ih), *b_hh = static_cast<T*>(a.grads.b_hh);
+        if (b_ih && G::from_x(slot)) add_or_put_row(a.add_grads, sum, 1, valid, b_ih + first);
+        if (b_hh && G::from_h(slot)) add_or_put_row(a.add_grads, sum, 1, valid, b_hh + first);
       }
     }
   }
@@ -314,6 +344,11 @@ class BackwardLayer {
   T* input_panel(int64_t j, int64_t u) const {
     return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth) +
            u * kXWidth * input_panels.nv(j) * w;
+  }
+  Panel<T> projection_columns(int64_t u) const {
+    const int nv = unit_group(u);
+    if (!stands(u)) return {projection_panel(u), nv, nullptr};
+    return {static_cast<const T*>(a.weights.w_hr) + u * w, nv, nullptr, nullptr, a.hidden_size};
   }
   T* projection_panel(int64_t u) const { return static_cast<T*>(a.w_hr_panels) + u * a.state_size * w; }
 

@@ -42,6 +42,7 @@ struct ForwardPass {
   const Dropout& dropout;
   bool training;
   bool by_rows;
+  bool packs;
   void* space = nullptr;      // of spaces
   void* workspace = nullptr;  // of the offsets below
   size_t x = 0, y = 0, dropped = 0, w_ih_panels = 0, w_hh_panels = 0, w_hr_panels = 0, bias_panels = 0;
@@ -57,9 +58,9 @@ struct ForwardPass {
       y = layout.add(bytes(plan.rows() * problem.directions * problem.state_size()));
     }
     if (drops()) dropped = layout.add(bytes(plan.rows() * problem.directions * problem.state_size()));
-    w_ih_panels = layout.add(bytes(panels.w_ih));
-    w_hh_panels = layout.add(bytes(panels.w_hh));
-    w_hr_panels = layout.add(bytes(panels.w_hr));
+    w_ih_panels = layout.add(packs ? bytes(panels.w_ih) : 0);
+    w_hh_panels = layout.add(packs ? bytes(panels.w_hh) : 0);
+    w_hr_panels = layout.add(packs ? bytes(panels.w_hr) : 0);
     bias_panels = layout.add(bytes(geometry.gate_row));
   }
 
@@ -81,7 +82,7 @@ struct ForwardPass {
         a.y_stride = width;
         a.by_rows = by_rows;
         a.training = training;
-        a.pack = true;
+        a.packing = packs ? Packing::now : Packing::none;
         a.w_ih_panels = at(workspace, w_ih_panels);
         a.w_hh_panels = at(workspace, w_hh_panels);
         a.w_hr_panels = at(workspace, w_hr_panels);
@@ -245,6 +246,8 @@ struct BackwardPass {
         a.dh = at(workspace, dh);
         a.dc = at(workspace, dc);
         a.grads = grads[i];
+        a.add_grads = arrays.accumulate;
+        a.packing = worth_packing(problem, plan()) ? Packing::now : Packing::none;
         a.w_ih_panels = at(workspace, w_ih_panels);
         a.w_hh_panels = at(workspace, w_hh_panels);
         a.w_hr_panels = at(workspace, w_hr_panels);
@@ -261,8 +264,24 @@ struct BackwardPass {
     }
   }
 
+  // Those of a batch without rows, which no kernel touches.
+  void clear_gradients() const {
+    for (size_t i = 0; i < grads.size(); i++) {
+      const int64_t layer = int64_t(i) / problem.directions, gates = problem.gates() * problem.hidden_size;
+      const auto clear = [&](void* grad, int64_t n) {
+        if (grad) std::memset(grad, 0, size_t(n) * geometry().element);
+      };
+      clear(grads[i].w_ih, gates * problem.layer_input_size(layer));
+      clear(grads[i].w_hh, gates * problem.state_size());
+      clear(grads[i].b_ih, gates);
+      clear(grads[i].b_hh, gates);
+      clear(grads[i].w_hr, problem.proj_size * problem.hidden_size);
+    }
+  }
+
   void run(Team& team, int tid) const {
     const Geometry& g = geometry();
+    if (plan().rows() == 0 && !arrays.accumulate && tid == 0) clear_gradients();
     const int64_t batch = plan().batch(), top = problem.num_layers - 1;
     if (plan().copies_rows()) {
       pack_rows(plan(), arrays.x, at(workspace, x), row_bytes(problem.input_size), tid, team.size());
@@ -323,9 +342,16 @@ std::unique_ptr<Reserve> forward(const Problem& problem, const Batch& batch, con
   const int threads = threads_for(problem, geometry, batch.seq_len, batch.batch, max_threads);
 
   const auto run = [&](const Plan& plan, const LayerSpaces& spaces, void* space, Layout layout, size_t reserved) {
-    ForwardPass pass{problem, geometry, plan,
-                     spaces,  weights,  arrays,
-                     dropout, training, split_rows(problem, geometry, plan, threads),
+    ForwardPass pass{problem,
+                     geometry,
+                     plan,
+                     spaces,
+                     weights,
+                     arrays,
+                     dropout,
+                     training,
+                     split_rows(problem, geometry, plan, threads),
+                     worth_packing(problem, plan),
                      space};
     pass.plan_workspace(layout);
     if (memory) memory->note(reserved + layout.size());

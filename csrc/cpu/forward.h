@@ -32,7 +32,7 @@ class ForwardLayer {
         projections(share(a.projected ? state_panels.count() : 0, team, tid)) {}
 
   void run() {
-    if (a.pack) pack();
+    if (a.packing != Packing::done) pack();
     if (s.rows == 0) return;
     if (a.resets) begin_resets();
     team.barrier(tid);
@@ -60,8 +60,6 @@ class ForwardLayer {
   }
 
   void pack() {
-    const Weights& weights = a.weights;
-    const T *w_ih = static_cast<const T*>(weights.w_ih), *w_hh = static_cast<const T*>(weights.w_hh);
     Range packed = units;
     if (a.by_rows) {
       const Range groups = share((blocks + G::kUnits - 1) / G::kUnits, team, tid);
@@ -69,27 +67,22 @@ class ForwardLayer {
     }
     for (int64_t u = packed.begin; u < packed.end; u += G::kUnits) {
       const int n = group_size(u);
-      for (int v = 0; v < n * Cell::kGates; v++) {
-        const int64_t block = u + v / Cell::kGates, unit = block * w, valid = valid_lanes<T>(a.hidden_size, block);
-        const int64_t x_row = Cell::gate_of_slot(Cell::kXSlot + v % Cell::kGates) * a.hidden_size + unit;
-        const int64_t h_row = Cell::gate_of_slot(Cell::kHSlot + v % Cell::kGates) * a.hidden_size + unit;
-        pack_transposed(w_ih + x_row * a.input_size, a.input_size, valid, a.input_size, n * Cell::kGates, v,
-                        x_panel(u));
-        pack_transposed(w_hh + h_row * a.state_size, a.state_size, valid, a.state_size, n * Cell::kGates, v,
-                        h_panel(u));
+      if (a.packing == Packing::now) {
+        pack_rows(input_rows(u), n * Cell::kGates, a.input_size, x_panel(u));
+        pack_rows(recurrent_rows(u), n * Cell::kGates, a.state_size, h_panel(u));
       }
       for (int64_t block = u; block < u + n; block++) pack_bias(block);
     }
-    for (int64_t j = projections.begin; j < projections.end; j++) {
-      for (int v = 0; v < state_panels.nv(j); v++) {
-        const int64_t first = state_panels.first_column(j) + v * w;
-        pack_transposed(static_cast<const T*>(weights.w_hr) + first * a.hidden_size, a.hidden_size,
-                        min(w, a.state_size - first), a.hidden_size, state_panels.nv(j), v, projection_panel(j));
-      }
+    for (int64_t j = projections.begin; a.packing == Packing::now && j < projections.end; j++) {
+      pack_rows(projection_rows(j), state_panels.nv(j), a.hidden_size, projection_panel(j));
     }
   }
 
  private:
+  static void pack_rows(const MatrixRows<T>& rows, int nv, int64_t k_size, T* panel) {
+    for (int v = 0; v < nv; v++) pack_transposed(rows.row[v], rows.stride, rows.valid[v], k_size, nv, v, panel);
+  }
+
   // Every slot's bias: b_ih where W_ih feeds it, b_hh where W_hh does.
   void pack_bias(int64_t block) {
     const T *b_ih = static_cast<const T*>(a.weights.b_ih), *b_hh = static_cast<const T*>(a.weights.b_hh);
@@ -120,7 +113,9 @@ class ForwardLayer {
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
       const T* next = u + n < units.end ? x_panel(u + n) : nullptr;
-      gemm_in_pieces(x, rows.size(), 1, a.input_size, {x_panel(u), n * Cell::kGates, next},
+      MatrixRows<T> unpacked;
+      if (a.packing == Packing::none) unpacked = input_rows(u);
+      gemm_in_pieces(x, rows.size(), 1, a.input_size, columns(x_panel(u), n * Cell::kGates, next, unpacked),
                      [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                        for (int i = 0; i < n; i++) {
                          for (int64_t r = 0; r < count; r++) {
@@ -150,10 +145,12 @@ class ForwardLayer {
       const int64_t u = units.begin + order[i] * G::kUnits;
       const int n = group_size(u);
       const T* next = i + 1 < groups ? h_panel(units.begin + order[i + 1] * G::kUnits) : nullptr;
+      MatrixRows<T> unpacked;
+      if (a.packing == Packing::none) unpacked = recurrent_rows(u);
       for (int k = 0; k < found; k++) {
         const Source<T>& from = source[k];
         gemm_in_pieces(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
-                       {h_panel(u), n * Cell::kGates, next},
+                       columns(h_panel(u), n * Cell::kGates, next, unpacked),
                        [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                          for (int b = 0; b < n; b++) {
                            for (int64_t r = 0; r < count; r++) {
@@ -209,7 +206,10 @@ class ForwardLayer {
   void project(int64_t t) {
     for (int64_t j = projections.begin; j < projections.end; j++) {
       const int nv = state_panels.nv(j);
-      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size, {projection_panel(j), nv, nullptr},
+      MatrixRows<T> unpacked;
+      if (a.packing == Packing::none) unpacked = projection_rows(j);
+      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size,
+           columns(projection_panel(j), nv, nullptr, unpacked),
            [&](int64_t first, int64_t count, const T* tile) {
              for (int64_t r = 0; r < count; r++) {
                for (int v = 0; v < nv; v++) {
@@ -230,6 +230,35 @@ class ForwardLayer {
   }
 
   int group_size(int64_t u) const { return int(min(G::kUnits, units.end - u)); }
+
+  // The weights of the panels below, as they stand.
+  MatrixRows<T> gate_rows(const void* matrix, int64_t width, int first_slot, int64_t u) const {
+    MatrixRows<T> rows{};
+    rows.stride = width;
+    for (int v = 0; v < group_size(u) * Cell::kGates; v++) {
+      const int64_t block = u + v / Cell::kGates;
+      const int64_t first = Cell::gate_of_slot(first_slot + v % Cell::kGates) * a.hidden_size + block * w;
+      rows.row[v] = static_cast<const T*>(matrix) + first * width;
+      rows.valid[v] = valid_lanes<T>(a.hidden_size, block);
+    }
+    return rows;
+  }
+  MatrixRows<T> input_rows(int64_t u) const { return gate_rows(a.weights.w_ih, a.input_size, Cell::kXSlot, u); }
+  MatrixRows<T> recurrent_rows(int64_t u) const { return gate_rows(a.weights.w_hh, a.state_size, Cell::kHSlot, u); }
+  MatrixRows<T> projection_rows(int64_t j) const {
+    MatrixRows<T> rows{};
+    rows.stride = a.hidden_size;
+    for (int v = 0; v < state_panels.nv(j); v++) {
+      const int64_t first = state_panels.first_column(j) + v * w;
+      rows.row[v] = static_cast<const T*>(a.weights.w_hr) + first * a.hidden_size;
+      rows.valid[v] = min(w, a.state_size - first);
+    }
+    return rows;
+  }
+  Panel<T> columns(const T* panel, int nv, const T* next, const MatrixRows<T>& unpacked) const {
+    return a.packing == Packing::none ? Panel<T>{nullptr, nv, nullptr, &unpacked} : Panel<T>{panel, nv, next};
+  }
+
   T* x_panel(int64_t u) const { return static_cast<T*>(a.w_ih_panels) + u * a.input_size * Cell::kGates * w; }
   T* h_panel(int64_t u) const { return static_cast<T*>(a.w_hh_panels) + u * a.state_size * Cell::kGates * w; }
   T* bias(int64_t u) const { return static_cast<T*>(a.bias_panels) + u * kSlots * w; }

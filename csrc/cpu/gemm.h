@@ -8,7 +8,7 @@
 // from there.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/dot.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -49,11 +49,21 @@ struct PackedRows {
   Rows<T> tile(int64_t i, int64_t /*first*/, int64_t rows) const { return {data + i * tile_size(k_size), 1, rows, 0}; }
 };
 
+// Columns of a product as rows of a row-major matrix: vector v is made of `valid` rows from row[v] on.
+template <class T>
+struct MatrixRows {
+  const T* row[kMaxVectors];
+  int64_t valid[kMaxVectors];
+  int64_t stride;
+};
+
 template <class T>
 struct Panel {
   const T* data;  // [k][nv][width]
   int nv;
   const T* next;  // the panel of this size to be used after it, or null: fetched into cache meanwhile
+  const MatrixRows<T>* rows = nullptr;  // not packed: these, for a single block of a with k_stride 1
+  int64_t k_stride = int64_t(nv) * kWidth<T>;  // of data; not packed: that of a matrix with a row for every k
 };
 
 // What a tile fetches: a line for every k, or with few rows, where the panel goes by too fast, one for every vector.
@@ -65,13 +75,15 @@ constexpr int64_t kLine = 64;
 constexpr bool fetches_whole_panel(int rows) { return rows < 4; }
 
 template <class T>
-using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel, bool add,
-                              Ahead ahead, T* out);
+using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
+                              int64_t panel_stride, bool add, Ahead ahead, T* out);
 
-template <class T, int kRows, int kVectors>
+// kPacked: panel_stride is that of a packed panel.
+template <class T, int kRows, int kVectors, bool kPacked>
 __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
-                                         bool add, Ahead ahead, T* out) {
+                                         int64_t panel_stride, bool add, Ahead ahead, T* out) {
   constexpr int w = kWidth<T>;
+  if (kPacked) panel_stride = kVectors * w;
   // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
   Vec<T> acc[kStreams][kRows][kVectors];
@@ -94,7 +106,7 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
       for (int i = 0; i < lines; i++) __builtin_prefetch(ahead.line + i * kLine, 0, 2);
       ahead.line += ahead.step;
       const auto element = [&](int r) __attribute__((always_inline)) { return set1(row[r][at]); };
-      const auto column = [&](int v) __attribute__((always_inline)) { return load(panel + (s * kVectors + v) * w); };
+      const auto column = [&](int v) __attribute__((always_inline)) { return load(panel + s * panel_stride + v * w); };
       // The fewer of both wait in registers: with the accumulators and one more they are all there are.
       if constexpr (kRows < kVectors) {
         Vec<T> x[kRows];
@@ -120,12 +132,12 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
     };
     int64_t k = 0, at = 0;
     FASTRNN_UNROLL_TWICE
-    for (; k + kStreams <= k_per_block; k += kStreams, at += kStreams * ks, panel += kStreams * kVectors * w) {
+    for (; k + kStreams <= k_per_block; k += kStreams, at += kStreams * ks, panel += kStreams * panel_stride) {
       FASTRNN_UNROLL
       for (int s = 0; s < kStreams; s++) accumulate(s, at + s * ks);
     }
     if (kStreams > 1) {
-      for (; k < k_per_block; k++, at += ks, panel += kVectors * w) accumulate(0, at);
+      for (; k < k_per_block; k++, at += ks, panel += panel_stride) accumulate(0, at);
     }
   }
   FASTRNN_UNROLL
@@ -141,33 +153,34 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
   }
 }
 
-template <class T, int kVectors, int kRows>
+template <class T, int kVectors, bool kPacked, int kRows>
 constexpr TileFunction<T> tile_or_null() {
   if constexpr (kRows <= max_rows(kVectors)) {
-    return &gemm_tile<T, kRows, kVectors>;
+    return &gemm_tile<T, kRows, kVectors, kPacked>;
   } else {
     return nullptr;
   }
 }
 
-template <class T, int kVectors>
+template <class T, int kVectors, bool kPacked>
 struct TileTable {
   static constexpr TileFunction<T> kByRows[kMaxRows + 1] = {
       nullptr,
-      tile_or_null<T, kVectors, 1>(),
-      tile_or_null<T, kVectors, 2>(),
-      tile_or_null<T, kVectors, 3>(),
-      tile_or_null<T, kVectors, 4>(),
-      tile_or_null<T, kVectors, 5>(),
-      tile_or_null<T, kVectors, 6>(),
-      tile_or_null<T, kVectors, 7>(),
-      tile_or_null<T, kVectors, 8>(),
+      tile_or_null<T, kVectors, kPacked, 1>(),
+      tile_or_null<T, kVectors, kPacked, 2>(),
+      tile_or_null<T, kVectors, kPacked, 3>(),
+      tile_or_null<T, kVectors, kPacked, 4>(),
+      tile_or_null<T, kVectors, kPacked, 5>(),
+      tile_or_null<T, kVectors, kPacked, 6>(),
+      tile_or_null<T, kVectors, kPacked, 7>(),
+      tile_or_null<T, kVectors, kPacked, 8>(),
   };
 };
 
-template <class T>
-constexpr const TileFunction<T>* kTiles[kMaxVectors + 1] = {nullptr, TileTable<T, 1>::kByRows, TileTable<T, 2>::kByRows,
-                                                            TileTable<T, 3>::kByRows, TileTable<T, 4>::kByRows};
+template <class T, bool kPacked>
+constexpr const TileFunction<T>* kTiles[kMaxVectors + 1] = {
+    nullptr, TileTable<T, 1, kPacked>::kByRows, TileTable<T, 2, kPacked>::kByRows, TileTable<T, 3, kPacked>::kByRows,
+    TileTable<T, 4, kPacked>::kByRows};
 
 // Room for any tile.
 template <class T>
@@ -191,16 +204,29 @@ struct EvenParts {
   int64_t count, least, larger;  // `larger` of them have one more than the least
 };
 
+// A tile as TileFunction gives it, of columns that are not packed.
+template <class T>
+FASTRNN_INLINE void multiply_rows(const Rows<T>& a, int64_t rows, int64_t k_size, const MatrixRows<T>& columns, int nv,
+                                  T* out) {
+  constexpr int64_t w = kWidth<T>, most = kChain / 4 * w;  // each lane sums one in w
+  for (int64_t k = 0; k < k_size; k += most) {
+    for (int v = 0; v < nv; v++) {
+      kDots<T>[rows](a.data + k, a.row_stride, columns.row[v] + k, columns.stride, columns.valid[v],
+                     min(most, k_size - k), k > 0, out + v * w, nv * w);
+    }
+  }
+}
+
 // Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
 template <class A, class Epilogue, class T = typename A::Element>
 FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
                          Epilogue&& epilogue) {
-  constexpr int w = kWidth<T>;
   const int nv = panel.nv;
+  const bool packed = panel.k_stride == int64_t(nv) * kWidth<T>;
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
-  const EvenParts tiles(rows, a.most(nv));
+  const EvenParts tiles(rows, panel.rows ? kMaxDotRows : a.most(nv));
   // A single tile reads panel after panel as one stream, which the processor fetches by itself.
   const char *next = tiles.count > 1 ? reinterpret_cast<const char*>(panel.next) : nullptr,
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
@@ -208,7 +234,13 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
   int64_t first = 0;
   for (int64_t i = 0; i < tiles.count; i++) {
     const int64_t n = tiles.size(i);
-    const TileFunction<T> multiply = kTiles<T>[nv][n];
+    if (panel.rows) {
+      multiply_rows(a.tile(i, first, n), n, k_per_block, *panel.rows, nv, tile.data);
+      epilogue(first, n, static_cast<const T*>(tile.data));
+      first += n;
+      continue;
+    }
+    const TileFunction<T> multiply = packed ? kTiles<T, true>[nv][n] : kTiles<T, false>[nv][n];
     const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
     const T* columns = panel.data;
     const Rows<T> part = a.tile(i, first, n);
@@ -218,9 +250,9 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
         const int64_t nk = min(k_step, k_per_block - k);
         const T* from = part.data + b * part.block_stride + k * part.k_stride;
         const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
-        multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, b + k > 0, ahead,
-                 tile.data);
-        columns += nb * nk * nv * w;
+        multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, panel.k_stride, b + k > 0,
+                 ahead, tile.data);
+        columns += nb * nk * panel.k_stride;
         if (step) next += nb * nk * step;
       }
     }
@@ -245,7 +277,7 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
   const bool within = blocks == 1;
   const int64_t parts = within ? k_per_block : blocks, part_k = within ? 1 : k_per_block;
   const int64_t part_stride = within ? a.k_stride : a.block_stride, part_size = part_k * panel.nv * kWidth<T>;
-  if (rows <= kMaxRows || parts * part_size * int64_t(sizeof(T)) <= kPanelBytes) {
+  if (panel.rows || rows <= kMaxRows || parts * part_size * int64_t(sizeof(T)) <= kPanelBytes) {
     return gemm(a, rows, blocks, k_per_block, panel,
                 [&](int64_t first, int64_t count, const T* tile) { epilogue(Piece{true, true}, first, count, tile); });
   }
@@ -317,6 +349,10 @@ template <class T>
 FASTRNN_INLINE void put_row(const T* tile, int nv, int64_t columns, T* out) {
   constexpr int w = kWidth<T>;
   for (int v = 0; v < nv; v++) store_first(out + v * w, load(tile + v * w), min(w, columns - v * w));
+}
+template <class T>
+FASTRNN_INLINE void add_or_put_row(bool add, const T* tile, int nv, int64_t columns, T* out) {
+  add ? add_row(tile, nv, columns, out) : put_row(tile, nv, columns, out);
 }
 
 // Columns 0..n of a matrix in panels of up to kMaxVectors vectors.

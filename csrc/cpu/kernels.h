@@ -46,16 +46,22 @@ struct LayerArgs {
   void* hidden;
 };
 
+// Whether a kernel packs the weights into panels, finds them packed, or reads them as they stand: with few rows, the
+// quickest.
+enum class Packing { now, done, none };
+
 struct ForwardArgs : LayerArgs {
   bool by_rows;   // threads split the rows of the batch, not the units
   bool training;  // keep gates, cells, hidden of every step
-  bool pack;      // false: panels below are filled already
+  Packing packing;
   void* y;        // (rows, y_stride)
   int64_t y_stride;
-  void *w_ih_panels, *w_hh_panels, *w_hr_panels, *bias_panels;
+  void *w_ih_panels, *w_hh_panels, *w_hr_panels;  // unused without packing
+  void* bias_panels;
 };
 
 struct BackwardArgs : LayerArgs {
+  Packing packing;  // now or none
   const void* y;
   int64_t y_stride;
   const void* dy;  // (rows, dy_stride) or null
@@ -65,6 +71,7 @@ struct BackwardArgs : LayerArgs {
   void* dh;  // [state blocks][B][W]: dh_n on entry, dh_0 on return
   void* dc;  // [nb][B][W]: dc_n, dc_0
   WeightGrads grads;
+  bool add_grads;  // to what is there
   // scratch
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
   void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector that pack_tiles may read

@@ -16,6 +16,10 @@ constexpr int64_t kTrainingBytes = 2 << 20, kTrainingRows = 512, kInferenceBytes
 // Splitting the batch: a tile wants some rows to work on, and W_hh should leave room in a second-level cache of 1 MB.
 constexpr int64_t kRowsPerThread = 4, kSharedWeightBytes = 768 << 10;
 
+// Packing costs as much as some rows gain from it, the more the longer the rows of W_ih and W_hh are (measured: even at
+// 8 rows for 64 + 64, 16 for 128 + 128, 30 for 256 + 256, and 50 for 512 + 512 and 1024 + 1024).
+constexpr int64_t kFewRows = 48, kWidthPerRow = 16;
+
 constexpr double kFlopsPerStepAndThread = 3e4, kFlopsPerThread = 2e5;
 
 }  // namespace
@@ -118,6 +122,11 @@ bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& pl
       problem.gates() * geometry.blocks * geometry.width * problem.state_size() * int64_t(geometry.element);
   return threads > 1 && !plan.ragged() && !problem.proj_size && plan.batch() >= kRowsPerThread * threads &&
          bytes <= kSharedWeightBytes;
+}
+
+bool worth_packing(const Problem& problem, const Plan& plan) {
+  const int64_t width = problem.layer_input_size(problem.num_layers - 1) + problem.state_size();
+  return plan.rows() > std::min(kFewRows, width / kWidthPerRow);
 }
 
 }  // namespace fastrnn

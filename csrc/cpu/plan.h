@@ -60,4 +60,7 @@ int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_le
 // once a step, but each reads all of W_hh, which must stay in its cache.
 bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& plan, int threads);
 
+// Whether there are enough rows to pay for packing the weights.
+bool worth_packing(const Problem& problem, const Plan& plan);
+
 }  // namespace fastrnn

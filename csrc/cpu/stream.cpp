@@ -132,7 +132,7 @@ class CpuStream final : public Stream {
       a.state_size = a.y_stride = problem_.state_size();
       a.projected = problem_.proj_size > 0;
       a.weights = weights[l];
-      a.pack = true;
+      a.packing = Packing::now;
       a.w_ih_panels = at(panels_.data(), offsets[4 * l]);
       a.w_hh_panels = at(panels_.data(), offsets[4 * l + 1]);
       a.w_hr_panels = at(panels_.data(), offsets[4 * l + 2]);
@@ -141,7 +141,7 @@ class CpuStream final : public Stream {
     run_layers();
     for (ForwardArgs& a : layers_) {
       a.weights = {};
-      a.pack = false;
+      a.packing = Packing::done;
     }
   }
 

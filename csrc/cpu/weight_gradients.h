@@ -32,7 +32,8 @@ class WeightGradients {
         x_columns(static_cast<T*>(a.columns)),
         h_columns(x_columns + input_panels.vectors() * w * a.outer_rows),
         m_columns(h_columns + state_panels.vectors() * w * a.outer_rows),
-        tiles(static_cast<T*>(a.outer_tiles) + tid * tiles_size(a.outer_rows)) {}
+        tiles(static_cast<T*>(a.outer_tiles) + tid * tiles_size(a.outer_rows)),
+        adds(a.add_grads) {}
 
   // Adds what chunk c gives. Threads have met since its gate gradients were written and, unless it has no rows, meet
   // before this returns.
@@ -57,6 +58,7 @@ class WeightGradients {
         }
       }
       if (a.grads.w_hr) add_projection(row - chunk_row0, n);
+      adds = true;
       team.barrier(tid);
     }
   }
@@ -143,17 +145,17 @@ class WeightGradients {
     }
   }
 
-  // out(i) += row i of the product of packed tiles and columns of panel j; null: not wanted.
+  // Row i of the product of packed tiles and columns of panel j joins, or becomes, out(i); null: not wanted.
   template <class Out>
-  static FASTRNN_INLINE void add_outer(const T* packed, int64_t rows, int64_t n, const T* columns,
-                                       const ColumnPanels<T>& panels, int64_t j, bool fetch_next, Out&& out) {
+  FASTRNN_INLINE void add_outer(const T* packed, int64_t rows, int64_t n, const T* columns,
+                                const ColumnPanels<T>& panels, int64_t j, bool fetch_next, Out&& out) const {
     const int nv = panels.nv(j);
     const T* next = fetch_next && j + 1 < panels.count() ? columns + panels.offset(j + 1, n) : nullptr;
     gemm(PackedRows<T>{packed, n}, rows, 1, n, Panel<T>{columns + panels.offset(j, n), nv, next},
          [&](int64_t first, int64_t count, const T* tile) {
            for (int64_t r = 0; r < count; r++) {
              T* row = out(first + r);
-             if (row) add_row(tile + r * nv * w, nv, panels.columns(j), row);
+             if (row) add_or_put_row(adds, tile + r * nv * w, nv, panels.columns(j), row);
            }
          });
   }
@@ -175,6 +177,7 @@ class WeightGradients {
   const ColumnPanels<T> input_panels, state_panels, unit_panels;
   T *const x_columns, *const h_columns, *const m_columns;
   T* const tiles;
+  bool adds;  // to the gradients that are there
 };
 
 }  // namespace FASTRNN_ISA

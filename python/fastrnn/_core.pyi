@@ -102,10 +102,11 @@ def backward(
     dh_n: _Numbers | None,
     dc_n: _Numbers | None,
     need_dx: bool,
-    dweights: list[Any],  # added to; None where not wanted
+    dweights: list[Any],  # None where not wanted
     memory: Memory | None,
     num_threads: int = 0,
     out: tuple[_Numbers | None, _Numbers, _Numbers | None] | None = None,
+    accumulate: bool = True,  # dweights are added to; False: written
 ) -> tuple[Any, Any, Any]:
     """The gradients of one forward pass: dx (T, B, I) if wanted, dh_0, dc_0 for LSTM. The GIL is released."""
 

@@ -7,7 +7,7 @@
     >>> y.shape
     torch.Size([5, 3, 16])
 
-``RNN``, ``GRU`` and ``LSTM`` can stand where torch.nn's do; ``accelerate`` turns those of a whole model into them and
+``RNN``, ``GRU``, ``LSTM`` and their cells can stand where torch.nn's do; ``accelerate`` turns those of a whole model into them and
 ``restore`` turns them back; ``explain`` says what a call runs on, and why.
 """
 
@@ -19,7 +19,11 @@ except ModuleNotFoundError as error:
     message = "fastrnn.torch needs PyTorch 2.4 or newer: pip install 'fastrnn[torch]'"
     raise ModuleNotFoundError(message, name="torch") from None
 
+from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
+from .openmp import share_threads as _share_threads
 from .replace import accelerate, explain, restore
 
-__all__ = ["GRU", "LSTM", "RNN", "accelerate", "explain", "restore"]
+__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell", "accelerate", "explain", "restore"]
+
+_share_threads()

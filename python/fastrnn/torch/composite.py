@@ -22,6 +22,10 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     """What ``kernel.run`` gives."""
+    if given.is_step:
+        x, h_0, c_0 = (None if t is None else t.unsqueeze(0) for t in given[:3])
+        y, h, c = run(stack, given._replace(x=x, h_0=h_0, c_0=c_0), weights)
+        return y.squeeze(0), h.squeeze(0), c.squeeze(0) if stack.cell == "lstm" else c
     x, rows = given.x, None
     lengths, resets = (None if t is None else t.to(x.device) for t in (given.lengths, given.resets))
     if given.packed:
@@ -31,7 +35,7 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     elif lengths is not None:
         rows = running(lengths, x.shape[0])
         x = torch.where(rows[..., None], x, 0)  # what stands in the padding must not reach the gradients
-    batch, hidden_size = x.shape[1], weights[1].shape[0] // _GATES[stack.cell]
+    batch, hidden_size = x.shape[1], weights[1].shape[0] // GATES[stack.cell]
     state_size = weights[1].shape[1]
     zeros = [x.new_zeros(stack.num_states, batch, size) for size in (state_size, hidden_size)]
     h_0 = zeros[0] if given.h_0 is None else given.h_0
@@ -55,7 +59,7 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     return y, torch.stack(final_h), torch.stack(final_c) if stack.cell == "lstm" else x.new_empty(0)
 
 
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def running(lengths: Tensor, seq_len: int | None = None) -> Tensor:

@@ -39,7 +39,10 @@ class Stack(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """The tensors of a call: time-major, contiguous, of one dtype on the CPU."""
+    """The tensors of a call: time-major, contiguous, of one dtype on the CPU.
+
+    One step of one layer can do without the first dimension: x (B, I), states and results (B, P) and (B, H).
+    """
 
     x: Tensor  # (T, B, I); packed: (sum of lengths, I), step by step
     h_0: Tensor | None  # (L*D, B, P)
@@ -49,6 +52,10 @@ class Sequences(NamedTuple):
     packed: bool
     dropout: float
     seed: Tensor | None  # int64 (); None without dropout
+
+    @property
+    def is_step(self) -> bool:
+        return self.x.dim() == 2 and not self.packed
 
 
 def hold_memory(layer: torch.nn.Module) -> None:
@@ -75,14 +82,14 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tens
         t is not None and t.requires_grad for t in (given.x, given.h_0, given.c_0, *weights)
     ):
         return _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
-    y, h_n, c_n, _ = _operator("forward", given.x)(*stack, *given, weights, given.dropout > 0)
-    return y, h_n, c_n
+    return _call("forward", stack, given, weights, given.dropout > 0)[:3]
 
 
-def _operator(name: str, x: Tensor) -> Any:
+def _call(name: str, stack: Stack, given: Sequences, *rest: Any) -> Any:
     """The function itself where tensors are what they seem; torch's dispatcher, at some cost, where they are traced."""
-    plain = not torch.compiler.is_compiling() and type(x) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0
-    return _FUNCTIONS[name] if plain else getattr(torch.ops.fastrnn, name)
+    if not torch.compiler.is_compiling() and type(given.x) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0:
+        return _FUNCTIONS[name](stack, given, *rest)
+    return getattr(torch.ops.fastrnn, name)(*stack, *given, *rest)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -92,7 +99,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx, stack, packed, dropout, x, h_0, c_0, lengths, resets, seed, *weights):  # type: ignore[no-untyped-def]
         given = Sequences(x, h_0, c_0, lengths, resets, packed, dropout, seed)
-        y, h_n, c_n, kept = _operator("forward", x)(*stack, *given, weights, True)
+        y, h_n, c_n, kept = _call("forward", stack, given, weights, True)
         ctx.set_materialize_grads(False)
         ctx.stack, ctx.packed, ctx.dropout = stack, packed, dropout
         ctx.save_for_backward(x, h_0, c_0, lengths, resets, seed, y, kept, *weights)
@@ -119,8 +126,8 @@ class _Run(torch.autograd.Function):
                 )
         else:
             dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
-            dx, dh_0, dc_0, dweights = _operator("backward", x)(
-                *ctx.stack, *given, weights, y, kept, dy, dh_n, dc_n, need_x, list(need_weights)
+            dx, dh_0, dc_0, dweights = _call(
+                "backward", ctx.stack, given, weights, y, kept, dy, dh_n, dc_n, need_x, list(need_weights)
             )
         return (
             *nothing,
@@ -156,36 +163,31 @@ _library.define(
 )
 
 
-@functools.lru_cache(maxsize=1024)
-def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, proj_size: int) -> _core.Problem:
-    name = "float32" if dtype == torch.float32 else "float64"
-    return _core.Problem(
-        stack.cell, name, input_size, hidden_size, proj_size, stack.num_layers, stack.bidirectional, stack.bias
-    )
-
-
 class _Sizes:
-    """Of one call, from the shapes of its tensors."""
+    """Of one call, from the shapes of its tensors; batch: that of packed rows, else None."""
 
-    def __init__(self, stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> None:
-        x, gates = given.x, {"lstm": 4, "gru": 3}.get(stack.cell, 1)
-        w_hh = weights[1]
-        self.hidden_size = w_hh.shape[0] // gates
-        self.state_size = w_hh.shape[1]
-        self.input_size = x.shape[-1]
-        if given.packed:
-            assert given.lengths is not None
-            self.batch = given.lengths.shape[0]
-        else:
-            self.batch = x.shape[1]
-        states, directions = stack.num_states, 2 if stack.bidirectional else 1
-        self.y = (*x.shape[:-1], directions * self.state_size)
-        self.h = (states, self.batch, self.state_size)
-        self.c = (states, self.batch, self.hidden_size) if stack.cell == "lstm" else (0,)
+    def __init__(self, stack: Stack, x: Sequence[int], batch: int | None, w_hh: Sequence[int]) -> None:
+        gates, self.state_size = w_hh
+        self.hidden_size = gates // composite.GATES[stack.cell]
+        self.input_size = x[-1]
+        self.batch = x[-2] if batch is None else batch
+        states = (stack.num_states, self.batch) if batch is not None or len(x) == 3 else (self.batch,)
+        self.seq_len = None if batch is not None else x[0] if len(x) == 3 else 1
+        self.y = (*x[:-1], (2 if stack.bidirectional else 1) * self.state_size)
+        self.h = (*states, self.state_size)
+        self.c = (*states, self.hidden_size) if stack.cell == "lstm" else (0,)
 
 
-def _split(args: tuple[Any, ...]) -> tuple[Stack, Sequences, tuple[Any, ...]]:
-    return Stack(*args[:4]), Sequences(*args[4:12]), args[12:]
+def _shapes(given: Sequences, weights: Sequence[Tensor]) -> tuple[Any, ...]:
+    return given.x.shape, given.lengths.shape[0] if given.packed else None, weights[1].shape  # type: ignore[union-attr]
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(stack: Stack, dtype: torch.dtype, shapes: tuple[Any, ...]) -> tuple[_Sizes, _core.Problem]:
+    sizes = _Sizes(stack, *shapes)
+    name = "float32" if dtype == torch.float32 else "float64"
+    proj_size = 0 if sizes.state_size == sizes.hidden_size else sizes.state_size
+    return sizes, _core.Problem(stack.cell, name, sizes.input_size, sizes.hidden_size, proj_size, *stack[1:])
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -196,11 +198,12 @@ def _threads() -> int:
     return min(torch.get_num_threads(), _core.get_num_threads())
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    stack, given, (weights, training) = _split(args)
-    x, sizes = given.x, _Sizes(stack, given, weights)
-    y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
-    reserve = _call_forward(stack, given, weights, training, sizes, (y, h_n, c_n))
+def _forward(
+    stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, (sizes, problem) = given.x, _known(stack, given.x.dtype, _shapes(given, weights))
+    y, h_n, c_n = x.new_empty(sizes.y), x.new_empty(sizes.h), x.new_empty(sizes.c)
+    reserve = _run_forward(stack, given, weights, training, sizes, problem, (y, h_n, c_n))
     if reserve is None or reserve.nbytes == 0:
         return y, h_n, c_n, x.new_empty(1 if training else 0, dtype=torch.uint8)
     kept = torch.frombuffer(reserve, dtype=torch.uint8, count=1)
@@ -208,43 +211,59 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return y, h_n, c_n, kept
 
 
-def _call_forward(
-    stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool, sizes: _Sizes, out: Sequence[Tensor]
+def _run_forward(
+    stack: Stack,
+    given: Sequences,
+    weights: Sequence[Tensor],
+    training: bool,
+    sizes: _Sizes,
+    problem: _core.Problem,
+    out: Sequence[Tensor],
 ) -> _core.Reserve | None:
-    lstm = stack.cell == "lstm"
-    proj_size = 0 if sizes.state_size == sizes.hidden_size else sizes.state_size
-    seq_len = (int(given.lengths.max()) if sizes.batch else 0) if given.packed else given.x.shape[0]  # type: ignore[union-attr]
+    x, lengths, resets = given.x, given.lengths, given.resets
+    seq_len = sizes.seq_len
+    if seq_len is None:
+        seq_len = int(lengths.max()) if sizes.batch else 0  # type: ignore[union-attr]
     return _core.forward(
-        _problem(stack, given.x.dtype, sizes.input_size, sizes.hidden_size, proj_size),
-        (given.x.data_ptr(), seq_len, sizes.batch, given.packed),
+        problem,
+        (x.data_ptr(), seq_len, sizes.batch, given.packed),
         _address(given.h_0),
         _address(given.c_0),
         [w.data_ptr() for w in weights],
-        None if given.lengths is None else given.lengths.numpy(),
-        None if given.resets is None else given.resets.numpy(),
+        None if lengths is None else lengths.numpy(),
+        None if resets is None else resets.numpy(),
         given.dropout,
         0 if given.seed is None else int(given.seed),
         training,
         _leased(),
         _threads(),
-        (out[0].data_ptr(), out[1].data_ptr(), out[2].data_ptr() if lstm else None),
+        (out[0].data_ptr(), out[1].data_ptr(), out[2].data_ptr() if stack.cell == "lstm" else None),
     )[3]
 
 
-def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    stack, given, (weights, y, kept, dy, dh_n, dc_n, need_dx, need_dweights) = _split(args)
-    x, sizes, lstm = given.x, _Sizes(stack, given, weights), stack.cell == "lstm"
+def _backward(
+    stack: Stack,
+    given: Sequences,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    kept: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    need_dx: bool,
+    need_dweights: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    x, lstm, (sizes, problem) = given.x, stack.cell == "lstm", _known(stack, given.x.dtype, _shapes(given, weights))
     reserve = _reserves.get(kept.data_ptr())
     if reserve is None:
         unused = [x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c)]
-        reserve = _call_forward(stack, given, weights, True, sizes, unused)
+        reserve = _run_forward(stack, given, weights, True, sizes, problem, unused)
         assert reserve is not None
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dh_0, dc_0 = x.new_empty(sizes.h), x.new_empty(sizes.c)
-    dweights = [torch.zeros_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
-    proj_size = 0 if sizes.state_size == sizes.hidden_size else sizes.state_size
+    dweights = [torch.empty_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
     _core.backward(
-        _problem(stack, x.dtype, sizes.input_size, sizes.hidden_size, proj_size),
+        problem,
         reserve,
         x.data_ptr(),
         y.data_ptr(),
@@ -257,20 +276,25 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         _leased(),
         _threads(),
         (dx.data_ptr() if need_dx else None, dh_0.data_ptr(), dc_0.data_ptr() if lstm else None),
+        False,
     )
     return dx, dh_0, dc_0, dweights
 
 
+def _split(args: tuple[Any, ...]) -> tuple[Stack, Sequences, tuple[Any, ...]]:
+    return Stack(*args[:4]), Sequences(*args[4:12]), args[12:]
+
+
 def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stack, given, (weights, training) = _split(args)
-    x, sizes = given.x, _Sizes(stack, given, weights)
+    x, sizes = given.x, _Sizes(stack, *_shapes(given, weights))
     y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
     return y, h_n, c_n, x.new_empty(1 if training else 0, dtype=torch.uint8)
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     stack, given, (weights, _, _, _, _, _, need_dx, need_dweights) = _split(args)
-    x, sizes = given.x, _Sizes(stack, given, weights)
+    x, sizes = given.x, _Sizes(stack, *_shapes(given, weights))
     dweights = [torch.empty_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
     return torch.empty_like(x) if need_dx else x.new_empty(0), x.new_empty(sizes.h), x.new_empty(sizes.c), dweights
 
@@ -284,10 +308,10 @@ def _from_anyone(function: Any, *args: Any) -> Any:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     args = tuple(map(plain, args))
-    _, given, _ = _split(args)
+    stack, given, rest = _split(args)
     if given.packed and (given.lengths is None or int(given.lengths.sum()) != given.x.shape[0]):
         raise ValueError(f"fastrnn: packed x must have one row for each step, got {given.x.shape[0]} rows")
-    return function(*args)
+    return function(stack, given, *rest)
 
 
 _FUNCTIONS = {"forward": _forward, "backward": _backward}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,20 +11,33 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import composite, kernel
 from .kernel import Sequences, Stack
-from .paths import obstacle
+from .paths import cell_of, obstacle
 
-_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+class OnKernels(nn.Module):
+    """A layer or cell of torch.nn's, in everything that it holds; one becomes the other by its class."""
 
-
-class _Recurrent(nn.RNNBase):
-    """What the three share. They hold nothing but what torch.nn's hold, so that one becomes the other by its class."""
-
-    _original: type[nn.RNNBase]
+    _original: type[nn.Module]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # torch's own constructor: its errors, its draws from the generator, its attributes.
         self.__dict__.update(self._original(*args, **kwargs).__dict__)
-        kernel.hold_memory(self)
+        self._hold_memory()
+
+    def _hold_memory(self) -> None:
+        if not torch.compiler.is_compiling():
+            kernel.hold_memory(self)
+
+    def _weights(self) -> list[Tensor]:
+        # By name: parametrizations and functional_call put others in the place of the parameters.
+        own = self._parameters
+        return [own[name] if name in own else getattr(self, name) for name in self._weight_names()]  # type: ignore[misc]
+
+    def _weight_names(self) -> Sequence[str]:
+        raise NotImplementedError
+
+
+class _Recurrent(OnKernels, nn.RNNBase):
+    """What the three share."""
 
     def forward(
         self,
@@ -49,8 +63,7 @@ class _Recurrent(nn.RNNBase):
         Raises:
             What torch.nn's layer raises; ValueError and TypeError for lengths and resets.
         """
-        if not torch.compiler.is_compiling():
-            kernel.hold_memory(self)
+        self._hold_memory()
         packed = isinstance(input, PackedSequence)
         _check_extras(self, input, lengths, resets)
         weights = self._weights()
@@ -79,16 +92,16 @@ class _Recurrent(nn.RNNBase):
         # Like the masks that torch would draw, the seed follows torch.manual_seed.
         seed = torch.randint(2**63 - 1, (), device="cpu") if dropout > 0 and call is kernel.run else None
         given = Sequences(
-            _plain(x),
-            None if states[0] is None else _plain(states[0]),
-            None if states[1] is None else _plain(states[1]),
+            plain(x),
+            None if states[0] is None else plain(states[0]),
+            None if states[1] is None else plain(states[1]),
             None if lengths is None else lengths.contiguous(),
             None if resets is None else resets.contiguous(),
             packed,
             dropout,
             seed,
         )
-        y, h_n, c_n = call(self._stack(), given, [_plain(w) for w in weights])
+        y, h_n, c_n = call(self._stack(), given, [plain(w) for w in weights])
 
         if packed:
             if unsorted_indices is not None:
@@ -106,12 +119,10 @@ class _Recurrent(nn.RNNBase):
         return y, ((h_n, c_n) if self.mode == "LSTM" else h_n)
 
     def _stack(self) -> Stack:
-        return Stack(_CELLS[self.mode], self.num_layers, self.bidirectional, self.bias)
+        return Stack(cell_of(self), self.num_layers, self.bidirectional, self.bias)
 
-    def _weights(self) -> list[Tensor]:
-        # By name: parametrizations and functional_call put others in the place of the parameters.
-        own = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
+    def _weight_names(self) -> Sequence[str]:
+        return self._flat_weights_names
 
 
 class RNN(_Recurrent):
@@ -166,7 +177,7 @@ class LSTM(_Recurrent):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """The tensor with its numbers side by side in memory, as the kernels read them; itself where they are."""
     return tensor.resolve_neg().contiguous()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .composite import GATES
+
 _DTYPES = (torch.float32, torch.float64)
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+_STRIDED = torch.strided
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
 class Obstacle(NamedTuple):
@@ -20,8 +24,16 @@ class Obstacle(NamedTuple):
     serves: str  # what it runs on instead: torch's own "layer", or "composite"
 
 
+def cell_of(layer: nn.Module) -> str:
+    """Which cell a layer of torch's, or a cell, computes, as the kernels name it."""
+    if isinstance(layer, nn.RNNBase):
+        return _CELLS[layer.mode]
+    name = {nn.LSTMCell: "lstm", nn.GRUCell: "gru"}.get(layer._original)  # type: ignore[arg-type]
+    return name or f"rnn_{layer.nonlinearity}"
+
+
 def obstacle(
-    layer: nn.RNNBase,
+    layer: nn.RNNBase | nn.RNNCellBase,
     weights: Sequence[Tensor],
     input: Any,
     hx: Any = None,
@@ -31,13 +43,17 @@ def obstacle(
     """None where the kernels serve."""
     reason = _transform()
     if reason is not None:  # most of which torch's own layers do not know either
-        return Obstacle(reason, "composite" if _fits(layer, weights, input, hx) else "layer")
+        return Obstacle(reason, _instead(layer, weights, input, hx))
     reason = _reason(layer, weights, input, hx, lengths, resets)
     if reason is None:
         return None
     extras = lengths is not None or resets is not None
     # What torch refuses, its own layer refuses with its own error.
-    return Obstacle(reason, "composite" if extras and _fits(layer, weights, input, hx) else "layer")
+    return Obstacle(reason, _instead(layer, weights, input, hx) if extras else "layer")
+
+
+def _instead(layer: nn.RNNBase | nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: Any) -> str:
+    return "composite" if isinstance(layer, nn.RNNBase) and _fits(layer, weights, input, hx) else "layer"
 
 
 def _transform() -> str | None:
@@ -50,41 +66,48 @@ def _transform() -> str | None:
 
 
 def _reason(
-    layer: nn.RNNBase,
+    layer: nn.RNNBase | nn.RNNCellBase,
     weights: Sequence[Tensor],
     input: Any,
     hx: Any,
     lengths: Tensor | None,
     resets: Tensor | None,
 ) -> str | None:
-    packed = isinstance(input, PackedSequence)
-    x = input.data if packed else input
+    x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
         return f"the input is a {type(x).__name__}"
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and ONNX need torch's own operators"
+    dtype = x.dtype
     for tensor in (x, *weights, *_states(hx)):
-        if not isinstance(tensor, Tensor):
-            return f"a state is a {type(tensor).__name__}"
-        if tensor.device.type != "cpu":
-            return f"there is no kernel for device {tensor.device.type}"
-        if tensor.dtype not in _DTYPES:
-            return f"there is no kernel for {tensor.dtype}"
-        if tensor.dtype != x.dtype:
-            return f"dtypes differ: {tensor.dtype} and {x.dtype}"
-        if tensor.layout != torch.strided:
-            return f"there is no kernel for layout {tensor.layout}"
+        if not (isinstance(tensor, Tensor) and tensor.is_cpu and tensor.dtype == dtype and tensor.layout == _STRIDED):
+            return _fault(tensor, dtype)
+    if dtype not in _DTYPES:
+        return _fault(x, dtype)
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     if (lengths is not None and lengths.device.type != "cpu") or (resets is not None and resets.device.type != "cpu"):
         return "lengths or resets are not on the CPU"
-    if not _fits(layer, weights, input, hx):
+    if not (_fits if isinstance(layer, nn.RNNBase) else _fits_cell)(layer, weights, input, hx):
         return "torch refuses such shapes"
     return None
 
 
-def _states(hx: Any) -> list[Any]:
-    return [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
+def _fault(tensor: Any, dtype: torch.dtype) -> str:
+    """Of a tensor that the kernels cannot take."""
+    if not isinstance(tensor, Tensor):
+        return f"a state is a {type(tensor).__name__}"
+    if tensor.device.type != "cpu":
+        return f"there is no kernel for device {tensor.device.type}"
+    if tensor.dtype not in _DTYPES:
+        return f"there is no kernel for {tensor.dtype}"
+    if tensor.dtype != dtype:
+        return f"dtypes differ: {tensor.dtype} and {dtype}"
+    return f"there is no kernel for layout {tensor.layout}"
+
+
+def _states(hx: Any) -> Sequence[Any]:
+    return () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
 
 
 def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> bool:
@@ -113,15 +136,45 @@ def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> 
     if states:
         rows = layer.num_layers * directions
         shapes = [(rows, *batch, state_size), (rows, *batch, hidden_size)][: 2 if layer.mode == "LSTM" else 1]
-        if [tuple(state.shape) for state in states] != shapes:
+        if [state.shape for state in states] != shapes:
             return False
-    gates = _GATES[layer.mode] * hidden_size
-    expected: list[tuple[int, ...]] = []
-    for i in range(layer.num_layers * directions):
-        expected += [(gates, layer.input_size if i < directions else directions * state_size), (gates, state_size)]
-        expected += [(gates,), (gates,)] if layer.bias else []
-        expected += [(state_size, hidden_size)] if layer.proj_size else []
-    return [tuple(weight.shape) for weight in weights] == expected
+    return [weight.shape for weight in weights] == _weight_shapes(
+        GATES[cell_of(layer)],
+        layer.input_size,
+        hidden_size,
+        layer.proj_size,
+        layer.num_layers,
+        directions,
+        bool(layer.bias),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _weight_shapes(
+    gates: int, input_size: int, hidden_size: int, proj_size: int, num_layers: int, directions: int, bias: bool
+) -> list[tuple[int, ...]]:
+    rows, state_size = gates * hidden_size, proj_size or hidden_size
+    shapes: list[tuple[int, ...]] = []
+    for i in range(num_layers * directions):
+        shapes += [(rows, input_size if i < directions else directions * state_size), (rows, state_size)]
+        shapes += [(rows,), (rows,)] if bias else []
+        shapes += [(state_size, hidden_size)] if proj_size else []
+    return shapes
+
+
+def _fits_cell(cell: nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: Any) -> bool:
+    """The same for a cell."""
+    shape, name, size = input.shape, cell_of(cell), cell.hidden_size
+    if len(shape) not in (1, 2) or shape[-1] != cell.input_size:
+        return False
+    if name not in GATES or not size or not cell.input_size:
+        return False  # a nonlinearity that torch does not know; nothing to compute
+    if hx is not None:
+        states, state_shape = _states(hx), (*shape[:-1], size)
+        if len(states) != (2 if name == "lstm" else 1) or any(state.shape != state_shape for state in states):
+            return False
+    expected = _weight_shapes(GATES[name], cell.input_size, size, 0, 1, 1, bool(cell.bias))
+    return [weight.shape for weight in weights] == expected
 
 
 def _consistent(packed: PackedSequence) -> bool:

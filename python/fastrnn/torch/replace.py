@@ -10,17 +10,25 @@ import torch
 from torch import nn
 
 from .kernel import hold_memory, release_memory
-from .layers import GRU, LSTM, RNN, _Recurrent
+from .cells import GRUCell, LSTMCell, RNNCell
+from .layers import GRU, LSTM, RNN, OnKernels
 from .paths import obstacle
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _SERVING = {"layer": "torch", "composite": "torch's single operations"}
-_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN,
+    nn.GRU: GRU,
+    nn.LSTM: LSTM,
+    nn.RNNCell: RNNCell,
+    nn.GRUCell: GRUCell,
+    nn.LSTMCell: LSTMCell,
+}
 
 
 def accelerate(module: Module) -> Module:
-    """Makes every nn.RNN, nn.GRU and nn.LSTM in a model run on fastrnn's kernels, and returns the model.
+    """Makes every nn.RNN, nn.GRU and nn.LSTM in a model, and their cells, run on fastrnn's kernels; returns the model.
 
     The layers stay the same objects with the same Parameters, hooks and names; only their class becomes that of
     ``fastrnn.torch``. Optimizers, checkpoints and wrappers go on as before. Subclasses of torch's layers, whose own
@@ -83,7 +91,7 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
     lines: list[str] = []
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if not isinstance(layer, _Recurrent):
+        if not isinstance(layer, OnKernels):
             path = "torch, because accelerate has not been called on it"
         else:
             given = dict(zip(("input", "hx"), args, strict=False)) | options
@@ -96,7 +104,7 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
     hooks = [
         layer.register_forward_pre_hook(functools.partial(note, name), with_kwargs=True)
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.RNNBase)
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
