@@ -20,7 +20,8 @@ class BackwardLayer {
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
   static constexpr int64_t kXWidth = G::kXSlots * w, kHWidth = G::kHSlots * w;
-  static constexpr int64_t kPartRows = 128;  // of a piece's gate gradients: 320 KB at most
+  static constexpr int64_t kPartRows = 128;           // of a piece's gate gradients: 320 KB at most
+  static constexpr int64_t kOnceBytes = 512 << 10;    // of weights that are packed to be used at once
 
  public:
   BackwardLayer(const BackwardArgs& args, Team& team, int tid)
@@ -33,6 +34,8 @@ class BackwardLayer {
         input_panels{a.input_size},
         state_panels{a.state_size},
         states(share(state_panels.vectors(), team, tid)),
+        x_once(a.packing == Packing::now && s.chunks == 1 && s.rows <= kPartRows && by_columns(s.rows)),
+        h_once(a.packing == Packing::now && s.seq_len == 1),
         weight_gradients(args, team, tid, units, states) {}
 
   void run() {
@@ -69,17 +72,8 @@ class BackwardLayer {
  private:
   void pack() {
     const Weights& weights = a.weights;
-    for (int64_t j = 0; j < state_panels.count(); j++) {
-      if (stands(state_panels, j)) continue;
-      pack_gate_rows(weights.w_hh, a.state_size, Cell::kHSlot, units, state_panels, j, state_panel(j));
-    }
-    if (a.dx) {
-      const Range own = share(input_panels.count(), team, tid);
-      for (int64_t j = own.begin; j < own.end; j++) {
-        if (stands(input_panels, j)) continue;
-        pack_gate_rows(weights.w_ih, a.input_size, Cell::kXSlot, {0, blocks}, input_panels, j, input_panel(j, 0));
-      }
-    }
+    if (!h_once) pack_recurrent(units);
+    if (a.dx && !x_once) pack_input({0, blocks}, share(input_panels.count(), team, tid));
     for (int64_t u = units.begin; a.projected && u < units.end; u += kMaxVectors) {
       const int nv = unit_group(u);
       if (stands(u)) continue;
@@ -98,17 +92,32 @@ class BackwardLayer {
     return a.packing == Packing::none && (u + unit_group(u)) * w <= a.hidden_size;
   }
 
-  // Panel j of a gate matrix (G*H, width): the rows of unit blocks `of`, in the order of their gate gradients.
-  void pack_gate_rows(const void* matrix, int64_t width, int first_slot, Range of, const ColumnPanels<T>& panels,
-                      int64_t j, T* panel) {
-    const int nv = panels.nv(j);
+  void pack_input(Range of, Range own_panels) {
+    pack_gate_rows(a.weights.w_ih, Cell::kXSlot, of, input_panels, own_panels,
+                   [&](int64_t j) { return input_panel(j, of.begin); });
+  }
+  void pack_recurrent(Range of) {
+    pack_gate_rows(a.weights.w_hh, Cell::kHSlot, of, state_panels, {0, state_panels.count()},
+                   [&](int64_t j) { return state_panel(j); });
+  }
+
+  // Panels `js` of a gate matrix (G*H, panels.n), from panel(j) on: the rows of unit blocks `of`, in the order of their
+  // gate gradients.
+  template <class PanelOf>
+  FASTRNN_INLINE void pack_gate_rows(const void* matrix, int first_slot, Range of, const ColumnPanels<T>& panels,
+                                     Range js, PanelOf&& panel) {
+    int64_t k = 0;
     for (int64_t u = of.begin; u < of.end; u++) {
       const int64_t valid = valid_lanes<T>(a.hidden_size, u);
       for (int gate = 0; gate < Cell::kGates; gate++) {
         const int64_t first = Cell::gate_of_slot(first_slot + gate) * a.hidden_size + u * w;
-        const T* rows = static_cast<const T*>(matrix) + first * width + panels.first_column(j);
-        for (int lane = 0; lane < w; lane++, panel += nv * w) {
-          pack_row(rows + lane * width, lane < valid ? panels.columns(j) : 0, nv, panel);
+        const T* row = static_cast<const T*>(matrix) + first * panels.n;
+        for (int lane = 0; lane < w; lane++, k++, row += panels.n) {
+          for (int64_t j = js.begin; j < js.end; j++) {
+            if (stands(panels, j)) continue;
+            const int nv = panels.nv(j);
+            pack_row(row + panels.first_column(j), lane < valid ? panels.columns(j) : 0, nv, panel(j) + k * nv * w);
+          }
         }
       }
     }
@@ -151,24 +160,33 @@ class BackwardLayer {
     }
     parity ^= 1;
     const Walk order{(t & 1) != 0, state_panels.count()};
-    for (int64_t i = 0; i < order.n; i++) {
-      const int64_t j = order[i];
-      const int nv = state_panels.nv(j);
-      const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
-      const Range fetched{states.begin + states.size() * i / order.n, states.begin + states.size() * (i + 1) / order.n};
-      multiply_gates(s.offset[t] - chunk_row0, s.count[t], units, Cell::kHSlot, a.weights.w_hh, state_panels, j,
-                     {state_panel(j), nv, next}, [&](Piece piece, int64_t first, int64_t count, const T* tile) {
-                       if (piece.first) fetch_output_gradient(before, {first, first + count}, fetched);
-                       for (int64_t r = 0; r < count; r++) {
-                         for (int v = 0; v < nv; v++) {
-                           T* out = partial(tid, j * kMaxVectors + v, first + r);
-                           const V product = load(tile + (r * nv + v) * w);
-                           store(out, piece.first ? product : load(out) + product);
+    const EvenParts pieces(units.size(), h_once ? once_blocks(kHWidth * state_width()) : units.size());
+    for (int64_t p = 0, u = units.begin; p < pieces.count; u += pieces.size(p), p++) {
+      const Range of{u, u + pieces.size(p)};
+      if (h_once) pack_recurrent(of);
+      for (int64_t i = 0; i < order.n; i++) {
+        const int64_t j = order[i];
+        const int nv = state_panels.nv(j);
+        const T* next = i + 1 < order.n ? state_panel(order[i + 1]) : nullptr;
+        const Range fetched{states.begin + states.size() * i / order.n,
+                            states.begin + states.size() * (i + 1) / order.n};
+        multiply_gates(s.offset[t] - chunk_row0, s.count[t], of, Cell::kHSlot, a.weights.w_hh, state_panels, j,
+                       {state_panel(j), nv, next}, [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                         if (piece.first) fetch_output_gradient(before, {first, first + count}, fetched);
+                         for (int64_t r = 0; r < count; r++) {
+                           for (int v = 0; v < nv; v++) {
+                             T* out = partial(tid, j * kMaxVectors + v, first + r);
+                             const V product = load(tile + (r * nv + v) * w);
+                             store(out, piece.first && p == 0 ? product : load(out) + product);
+                           }
                          }
-                       }
-                     });
+                       });
+      }
     }
   }
+
+  // Unit blocks of a piece that is packed when its turn comes, of `block` numbers each.
+  static int64_t once_blocks(int64_t block) { return max(1, kOnceBytes / (block * int64_t(sizeof(T)))); }
 
   // Rows of gate gradients, the kGates slots from first_slot on, of unit blocks `of`, times columns j of a gate matrix:
   // their panel or, where they stand as they are, gate by gate.
@@ -278,22 +296,30 @@ class BackwardLayer {
   void input_gradient(int64_t c) {
     const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
     if (rows == 0) return;
-    const bool by_columns = unevenness(panels) <= unevenness(EvenParts(rows, max_rows(kMaxVectors)).count);
-    const Range own_panels = by_columns ? share(panels, team, tid) : Range{0, panels};
-    const Range own_rows = by_columns ? Range{0, rows} : share(rows, team, tid);
+    const bool columns = by_columns(rows);
+    const Range own_panels = columns ? share(panels, team, tid) : Range{0, panels};
+    const Range own_rows = columns ? Range{0, rows} : share(rows, team, tid);
     const EvenParts parts(own_rows.size(), kPartRows);
     const int64_t block_bytes = kXWidth * kMaxVectors * kVectorBytes;
-    const EvenParts pieces(blocks, rows <= kMaxRows ? blocks : max(1, kPanelBytes / block_bytes));
+    const EvenParts pieces(blocks, x_once               ? once_blocks(kXWidth * max(1, own_panels.size()) * kMaxVectors * w)
+                                   : rows <= kMaxRows ? blocks
+                                                      : max(1, kPanelBytes / block_bytes));
     int64_t row = own_rows.begin;
     for (int64_t p = 0; p < parts.count; row += parts.size(p), p++) {
       int64_t u = 0;
       for (int64_t i = 0; i < pieces.count; u += pieces.size(i), i++) {
+        if (x_once) pack_input({u, u + pieces.size(i)}, own_panels);
         for (int64_t j = own_panels.begin; j < own_panels.end; j++) {
           const T* next = j + 1 < own_panels.end ? input_panel(j + 1, u) : nullptr;
           add_input_gradient(row, parts.size(p), {u, u + pieces.size(i)}, j, next);
         }
       }
     }
+  }
+
+  // Whether threads split the columns of dx rather than its rows.
+  bool by_columns(int64_t rows) const {
+    return unevenness(input_panels.count()) <= unevenness(EvenParts(rows, max_rows(kMaxVectors)).count);
   }
 
   // The largest share of n things over the mean share: 1 is best.
@@ -343,7 +369,7 @@ class BackwardLayer {
   // From unit block u on.
   T* input_panel(int64_t j, int64_t u) const {
     return static_cast<T*>(a.w_ih_panels) + input_panels.offset(j, blocks * kXWidth) +
-           u * kXWidth * input_panels.nv(j) * w;
+           (x_once ? 0 : u * kXWidth * input_panels.nv(j) * w);
   }
   Panel<T> projection_columns(int64_t u) const {
     const int nv = unit_group(u);
@@ -360,6 +386,8 @@ class BackwardLayer {
   const Range units;     // of blocks: this thread's
   const ColumnPanels<T> input_panels, state_panels;
   const Range states;  // blocks of h whose gradient this thread sums; without a projection, its units
+  // Panels that are used once are packed piece by piece, each in the place of the last: they do not leave the cache.
+  const bool x_once, h_once;
   WeightGradients<T, Cell> weight_gradients;
   GateBlock<T, kSlots> gates{}, dgates{};
   int64_t chunk_row0 = 0;

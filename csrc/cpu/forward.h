@@ -29,7 +29,9 @@ class ForwardLayer {
         units(a.by_rows ? Range{0, blocks} : share(blocks, team, tid)),
         batch_rows(a.by_rows ? share(s.batch, team, tid) : Range{0, s.batch}),
         state_panels{a.state_size},
-        projections(share(a.projected ? state_panels.count() : 0, team, tid)) {}
+        projections(share(a.projected ? state_panels.count() : 0, team, tid)),
+        x_once(a.packing == Packing::now && !a.by_rows && s.chunks == 1),
+        h_once(a.packing == Packing::now && !a.by_rows && s.seq_len == 1) {}
 
   void run() {
     if (a.packing != Packing::done) pack();
@@ -67,10 +69,8 @@ class ForwardLayer {
     }
     for (int64_t u = packed.begin; u < packed.end; u += G::kUnits) {
       const int n = group_size(u);
-      if (a.packing == Packing::now) {
-        pack_rows(input_rows(u), n * Cell::kGates, a.input_size, x_panel(u));
-        pack_rows(recurrent_rows(u), n * Cell::kGates, a.state_size, h_panel(u));
-      }
+      if (a.packing == Packing::now && !x_once) pack_input(u);
+      if (a.packing == Packing::now && !h_once) pack_recurrent(u);
       for (int64_t block = u; block < u + n; block++) pack_bias(block);
     }
     for (int64_t j = projections.begin; a.packing == Packing::now && j < projections.end; j++) {
@@ -79,6 +79,10 @@ class ForwardLayer {
   }
 
  private:
+  void pack_input(int64_t u) { pack_rows(input_rows(u), group_size(u) * Cell::kGates, a.input_size, x_panel(u)); }
+  void pack_recurrent(int64_t u) {
+    pack_rows(recurrent_rows(u), group_size(u) * Cell::kGates, a.state_size, h_panel(u));
+  }
   static void pack_rows(const MatrixRows<T>& rows, int nv, int64_t k_size, T* panel) {
     for (int v = 0; v < nv; v++) pack_transposed(rows.row[v], rows.stride, rows.valid[v], k_size, nv, v, panel);
   }
@@ -112,7 +116,8 @@ class ForwardLayer {
     const Rows<T> x{static_cast<const T*>(a.x) + (row0 + rows.begin) * a.x_stride, a.x_stride, 1, 0};
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
-      const T* next = u + n < units.end ? x_panel(u + n) : nullptr;
+      const T* next = !x_once && u + n < units.end ? x_panel(u + n) : nullptr;
+      if (x_once) pack_input(u);
       MatrixRows<T> unpacked;
       if (a.packing == Packing::none) unpacked = input_rows(u);
       gemm_in_pieces(x, rows.size(), 1, a.input_size, columns(x_panel(u), n * Cell::kGates, next, unpacked),
@@ -144,7 +149,8 @@ class ForwardLayer {
     for (int64_t i = 0; i < groups; i++) {
       const int64_t u = units.begin + order[i] * G::kUnits;
       const int n = group_size(u);
-      const T* next = i + 1 < groups ? h_panel(units.begin + order[i + 1] * G::kUnits) : nullptr;
+      const T* next = !h_once && i + 1 < groups ? h_panel(units.begin + order[i + 1] * G::kUnits) : nullptr;
+      if (h_once) pack_recurrent(u);
       MatrixRows<T> unpacked;
       if (a.packing == Packing::none) unpacked = recurrent_rows(u);
       for (int k = 0; k < found; k++) {
@@ -259,8 +265,12 @@ class ForwardLayer {
     return a.packing == Packing::none ? Panel<T>{nullptr, nv, nullptr, &unpacked} : Panel<T>{panel, nv, next};
   }
 
-  T* x_panel(int64_t u) const { return static_cast<T*>(a.w_ih_panels) + u * a.input_size * Cell::kGates * w; }
-  T* h_panel(int64_t u) const { return static_cast<T*>(a.w_hh_panels) + u * a.state_size * Cell::kGates * w; }
+  T* x_panel(int64_t u) const {
+    return static_cast<T*>(a.w_ih_panels) + (x_once ? units.begin : u) * a.input_size * Cell::kGates * w;
+  }
+  T* h_panel(int64_t u) const {
+    return static_cast<T*>(a.w_hh_panels) + (h_once ? units.begin : u) * a.state_size * Cell::kGates * w;
+  }
   T* bias(int64_t u) const { return static_cast<T*>(a.bias_panels) + u * kSlots * w; }
   T* projection_panel(int64_t j) const {
     return static_cast<T*>(a.w_hr_panels) + state_panels.offset(j, a.hidden_size);
@@ -276,6 +286,8 @@ class ForwardLayer {
   const Range batch_rows;  // this thread's
   const ColumnPanels<T> state_panels;
   const Range projections;
+  // Panels that are used once are packed right before, each in the place of the last: they do not leave the cache.
+  const bool x_once, h_once;
 };
 
 template <class T, template <class> class CellOf>

@@ -138,18 +138,16 @@ def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> 
         shapes = [(rows, *batch, state_size), (rows, *batch, hidden_size)][: 2 if layer.mode == "LSTM" else 1]
         if [state.shape for state in states] != shapes:
             return False
-    return [weight.shape for weight in weights] == _weight_shapes(
-        GATES[cell_of(layer)],
-        layer.input_size,
-        hidden_size,
-        layer.proj_size,
-        layer.num_layers,
-        directions,
-        bool(layer.bias),
-    )
+    gates, bias = GATES[cell_of(layer)], bool(layer.bias)
+    sizes = (gates, layer.input_size, hidden_size, layer.proj_size, layer.num_layers, directions, bias)
+    return [weight.shape for weight in weights] == _shapes_of_weights(sizes)
 
 
-@functools.lru_cache(maxsize=1024)
+def _shapes_of_weights(sizes: tuple[Any, ...]) -> list[tuple[int, ...]]:
+    # Dynamo traces the function behind a cache, and warns of it.
+    return _weight_shapes(*sizes) if torch.compiler.is_compiling() else _known_weight_shapes(*sizes)
+
+
 def _weight_shapes(
     gates: int, input_size: int, hidden_size: int, proj_size: int, num_layers: int, directions: int, bias: bool
 ) -> list[tuple[int, ...]]:
@@ -160,6 +158,9 @@ def _weight_shapes(
         shapes += [(rows,), (rows,)] if bias else []
         shapes += [(state_size, hidden_size)] if proj_size else []
     return shapes
+
+
+_known_weight_shapes = functools.lru_cache(maxsize=1024)(_weight_shapes)
 
 
 def _fits_cell(cell: nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: Any) -> bool:
@@ -173,8 +174,8 @@ def _fits_cell(cell: nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: 
         states, state_shape = _states(hx), (*shape[:-1], size)
         if len(states) != (2 if name == "lstm" else 1) or any(state.shape != state_shape for state in states):
             return False
-    expected = _weight_shapes(GATES[name], cell.input_size, size, 0, 1, 1, bool(cell.bias))
-    return [weight.shape for weight in weights] == expected
+    sizes = (GATES[name], cell.input_size, size, 0, 1, 1, bool(cell.bias))
+    return [weight.shape for weight in weights] == _shapes_of_weights(sizes)
 
 
 def _consistent(packed: PackedSequence) -> bool:
