@@ -2,8 +2,8 @@
 
     python benchmarks/torch_layers.py [--threads 2] [--seconds 2] [--cell lstm,gru,rnn] [--json FILE]
 
-Rows are the standard shapes of `fastrnn bench`, inference (``no_grad``) and forward + backward; one step of the cells;
-packed sequences (B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward; and a training step of
+Rows are the standard shapes of `fastrnn bench`, inference (``no_grad``) and forward + backward; 10 steps of the cells
+in a Python loop; packed sequences (B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward; and a training step of
 models in which linear layers stand between recurrent ones. torch's and fastrnn's take turns, a call each; reported are
 the medians, their interquartile ranges over them, the ratio (above 1: fastrnn is faster), and the largest difference of
 the outputs and gradients over the largest value. With the models two more calls take turns: the accelerated layers
@@ -31,6 +31,7 @@ CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 STEPS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 PACKED_BATCH = 32
 SINGLE_STEPS = ((1, 64), (1, 256), (8, 256), (32, 256), (128, 512))  # of the cells: B, and I = H
+LOOP = 10  # steps of the cells
 MODELS = ((100, 1, 128), (50, 16, 256), (35, 64, 512))  # T, B, and the sizes of all layers
 Call = Callable[[], list[torch.Tensor]]
 
@@ -97,10 +98,10 @@ def rows(cells: list[str]) -> Iterator[tuple[str, str, str, list[Call]]]:
     for batch, size in SINGLE_STEPS:
         for cell in cells:
             steps = make_pair(lambda: STEPS[cell](size, size))  # noqa: B023
-            x, dy = torch.randn(batch, size), torch.randn(batch, size)
-            yield cell, f"cell {batch},{size}", "infer", [inference(first_output(step), x) for step in steps]
+            x, dy = torch.randn(LOOP, batch, size), torch.randn(LOOP, batch, size)
+            yield cell, f"loop {batch},{size}", "infer", [inference(Loop(step), x) for step in steps]
             x.requires_grad_()
-            yield cell, f"cell {batch},{size}", "train", [training(first_output(step), x, dy) for step in steps]
+            yield cell, f"loop {batch},{size}", "train", [training(Loop(step), x, dy) for step in steps]
     for seq_len in (100, 1000):
         shape = shapes.Shape(seq_len, PACKED_BATCH, 256, 256, 1)
         lengths = torch.from_numpy(np.random.default_rng(0).integers(1, seq_len + 1, shape.batch))
@@ -122,19 +123,19 @@ def rows(cells: list[str]) -> Iterator[tuple[str, str, str, list[Call]]]:
             yield cell, f"model {seq_len},{batch},{size}", "train", [training(model, x, dy) for model in models]
 
 
-def first_output(step: nn.Module) -> nn.Module:
-    """A cell that gives a tuple, whatever it gives."""
+class Loop(nn.Module):
+    """A cell in a Python loop over time, as layers that cannot be fused are written."""
 
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.step = step
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-            state = self.step(x)
-            return (state[0] if isinstance(state, tuple) else state,)
-
-    return Step()
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        state, outputs = None, []
+        for x_t in x:
+            state = self.step(x_t, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
+        return (torch.stack(outputs),)
 
 
 def measure(calls: list[Call], seconds: float) -> tuple[list[list[float]], float]:

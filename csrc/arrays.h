@@ -77,6 +77,8 @@ class Results {
     out_ = out.cast<py::tuple>();
     if (out_.size() != 3) throw py::value_error("_core: out must hold three arrays");
   }
+  // Whether out says None for result i.
+  bool omits(size_t i) const { return out_ && out_[i].is_none(); }
   void* add(bool wanted, const char* name, Shape shape) {
     const size_t i = next_++;
     if (!wanted) return nullptr;

@@ -154,8 +154,8 @@ py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const 
   arrays.dc_n = has_cells ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
   Results results(problem, out);
   arrays.dx = results.add(need_dx, "dx", {T, B, problem.input_size});
-  arrays.dh_0 = results.add(true, "dh_0", {LD, B, P});
-  arrays.dc_0 = results.add(has_cells, "dc_0", {LD, B, H});
+  arrays.dh_0 = results.add(!results.omits(1), "dh_0", {LD, B, P});
+  arrays.dc_0 = results.add(has_cells && !results.omits(2), "dc_0", {LD, B, H});
   required(arrays.x, "x", T * B == 0);
   required(arrays.y, "y", T * B == 0);
   const auto list = input_weights(problem, weights);

@@ -72,8 +72,8 @@ struct BackwardArrays {
   const void* dh_n = nullptr;  // (L*D, B, P) or null: zeros
   const void* dc_n = nullptr;  // (L*D, B, H) or null: zeros
   void* dx = nullptr;          // (T, B, I) or null: not wanted
-  void* dh_0 = nullptr;        // (L*D, B, P)
-  void* dc_0 = nullptr;        // (L*D, B, H)
+  void* dh_0 = nullptr;        // (L*D, B, P) or null: not wanted
+  void* dc_0 = nullptr;        // (L*D, B, H) or null: not wanted
   bool accumulate = true;      // weight gradients are added to what is there; false: they take its place
 };
 

@@ -186,7 +186,8 @@ def test_the_composite_computes_what_the_kernels_do(cell, options):
         x, None, None, lengths, resets, bool(options.get("packed")), 0.4, torch.tensor(2**62 + 5)
     )
     weights = list(layer.parameters())
-    assert_close(composite.run(layer._stack(), sequences, weights), kernel.run(layer._stack(), sequences, weights))
+    outputs = [run(layer._stack(), sequences, weights) for run in (composite.run, kernel.run)]
+    assert_close(*(list(tensors(*values)) for values in outputs))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -242,6 +243,26 @@ def test_a_weight_changed_in_place_is_noticed():
         layer.weight_hh_l0.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("change", [torch.Tensor.relu_, lambda y: y.mul_(2).add_(1), lambda y: y[1:3].zero_()])
+def test_outputs_changed_in_place(cell, change):
+    """torch's LSTM refuses, its GRU and RNN do not."""
+    grads = []
+    x = torch.randn(5, 2, 3)
+    for layer in pair(cell, 3, 4, num_layers=2):
+        leaf = x.clone().requires_grad_()
+        y, h_n = layer(leaf)
+        change(y)
+        if cell == "LSTM":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+        else:
+            (y.sum() + h_n.square().sum()).backward()
+            grads.append([leaf.grad, *(w.grad for w in layer.parameters())])
+    if grads:
+        assert_close(*grads)
 
 
 def test_saved_tensors_may_be_moved():

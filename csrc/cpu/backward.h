@@ -63,7 +63,7 @@ class BackwardLayer {
         team.barrier(tid);
       }
     }
-    for (int64_t sb = states.begin; sb < states.end; sb++) {
+    for (int64_t sb = states.begin; a.need_dh_0 && sb < states.end; sb++) {
       for (int64_t b = 0; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
     }
     add_bias_gradients();
@@ -159,6 +159,7 @@ class BackwardLayer {
       }
     }
     parity ^= 1;
+    if (before < 0 && !a.need_dh_0) return;
     const Walk order{(t & 1) != 0, state_panels.count()};
     const EvenParts pieces(units.size(), h_once ? once_blocks(kHWidth * state_width()) : units.size());
     for (int64_t p = 0, u = units.begin; p < pieces.count; u += pieces.size(p), p++) {

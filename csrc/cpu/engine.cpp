@@ -147,7 +147,8 @@ struct ForwardPass {
       const int64_t last = plan.last_row(r, reverse);
       const char* source = last < 0 ? static_cast<const char*>(a.h_0) + size_t(r) * row
                                     : static_cast<const char*>(a.y) + size_t(last * a.y_stride) * geometry.element;
-      std::memcpy(h_n + size_t(plan.user_row(r)) * row, source, row);
+      char* target = h_n + size_t(plan.user_row(r)) * row;
+      if (target != source) std::memcpy(target, source, row);  // the same where a caller wants one step's y as h_n
     }
     if (problem.has_cell_state()) {
       const auto final_row = [&](int64_t r) {
@@ -244,6 +245,7 @@ struct BackwardPass {
                                                    : arrays.dx;
         a.add_dx = direction == 1;
         a.dh = at(workspace, dh);
+        a.need_dh_0 = arrays.dh_0;
         a.dc = at(workspace, dc);
         a.grads = grads[i];
         a.add_grads = arrays.accumulate;
@@ -308,8 +310,8 @@ struct BackwardPass {
         team.barrier(tid);
         reserve.geometry.cell->backward(a, team, tid);
         team.barrier(tid);
-        dh.read(part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
-        if (has_cells) {
+        if (arrays.dh_0) dh.read(part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
+        if (has_cells && arrays.dc_0) {
           dc.read(part(arrays.dc_0, i, batch, a.hidden_size, g.element), batch, same, user_row, tid, team.size());
         }
         team.barrier(tid);

@@ -69,6 +69,7 @@ struct BackwardArgs : LayerArgs {
   void* dx;  // (rows, x_stride) or null
   bool add_dx;
   void* dh;  // [state blocks][B][W]: dh_n on entry, dh_0 on return
+  bool need_dh_0;
   void* dc;  // [nb][B][W]: dc_n, dc_0
   WeightGrads grads;
   bool add_grads;  // to what is there

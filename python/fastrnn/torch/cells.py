@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import kernel
 from .kernel import Sequences, Stack
 from .layers import OnKernels, plain
-from .paths import cell_of, obstacle
+from .paths import cell_of, obstacle, quicker_on_torch
 
 
 class _RecurrentCell(OnKernels, nn.RNNCellBase):
@@ -42,7 +42,7 @@ class _RecurrentCell(OnKernels, nn.RNNCellBase):
         )
         _, h, c = kernel.run(Stack(cell_of(self), 1, False, self.bias), given, [plain(w) for w in weights])
         if unbatched:
-            h, c = h.squeeze(0), c.squeeze(0)
+            h, c = h.squeeze(0), c if c is None else c.squeeze(0)
         return (h, c) if isinstance(self, LSTMCell) else h
 
     def _weight_names(self) -> Sequence[str]:
@@ -52,7 +52,8 @@ class _RecurrentCell(OnKernels, nn.RNNCellBase):
 class RNNCell(_RecurrentCell):
     """torch.nn.RNNCell on fastrnn's kernels; see there for arguments, weights and shapes.
 
-    It is an nn.RNNCellBase but not an nn.RNNCell.
+    It is an nn.RNNCellBase but not an nn.RNNCell. A step that records gradients, or is small, runs on torch, which is
+    quicker there.
 
     Example:
         >>> import torch, fastrnn.torch
@@ -62,6 +63,11 @@ class RNNCell(_RecurrentCell):
     """
 
     _original = nn.RNNCell
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, Tensor) and quicker_on_torch(self, input):  # told at once, before all checks
+            return nn.RNNCell.forward(self, input, hx)  # type: ignore[arg-type]
+        return super().forward(input, hx)
 
 
 class GRUCell(_RecurrentCell):

@@ -17,7 +17,7 @@ from .. import reference
 if TYPE_CHECKING:
     from .kernel import Sequences, Stack
 
-Outputs = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor | None]
 
 
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
@@ -25,7 +25,7 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     if given.is_step:
         x, h_0, c_0 = (None if t is None else t.unsqueeze(0) for t in given[:3])
         y, h, c = run(stack, given._replace(x=x, h_0=h_0, c_0=c_0), weights)
-        return y.squeeze(0), h.squeeze(0), c.squeeze(0) if stack.cell == "lstm" else c
+        return y.squeeze(0), h.squeeze(0), c if c is None else c.squeeze(0)
     x, rows = given.x, None
     lengths, resets = (None if t is None else t.to(x.device) for t in (given.lengths, given.resets))
     if given.packed:
@@ -56,7 +56,7 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
         if given.dropout > 0 and layer + 1 < stack.num_layers:
             x = x * _dropout_mask(stack, given, x, layer, directions)
     y = x if not given.packed else x[torch.where(rows)]  # type: ignore[arg-type]
-    return y, torch.stack(final_h), torch.stack(final_c) if stack.cell == "lstm" else x.new_empty(0)
+    return y, torch.stack(final_h), torch.stack(final_c) if stack.cell == "lstm" else None
 
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -2,8 +2,8 @@
 
 Tensors are handed over by address: nothing is copied, and torch owns every array but what forward keeps for backward.
 That is a ``_core.Reserve``; on its way through autograd a tensor of one byte stands for it, the first of its memory,
-which lives as long as this tensor. Where only a copy of the byte arrives (a hook that moves saved tensors, say),
-backward runs the forward pass again.
+which lives as long as this tensor. Where only a copy of the byte arrives (a hook that moves saved tensors, say), or y
+has been changed since, backward runs the forward pass again.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def _leased() -> _core.Memory | None:
     return None if _memory is None else _memory()
 
 
-def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and, for LSTM, c_n (else an empty tensor), differentiable where anything asks for a gradient."""
+def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, h_n and, for LSTM, c_n (else nothing), differentiable where anything asks for a gradient."""
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (given.x, given.h_0, given.c_0, *weights)
     ):
-        return _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
-    return _call("forward", stack, given, weights, given.dropout > 0)[:3]
+        y, h_n, c_n = _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
+    else:
+        y, h_n, c_n, _ = _call("forward", stack, given, weights, given.dropout > 0)
+    return y, h_n, c_n if stack.cell == "lstm" else None
 
 
 def _call(name: str, stack: Stack, given: Sequences, *rest: Any) -> Any:
@@ -102,8 +104,12 @@ class _Run(torch.autograd.Function):
         y, h_n, c_n, kept = _call("forward", stack, given, weights, True)
         ctx.set_materialize_grads(False)
         ctx.stack, ctx.packed, ctx.dropout = stack, packed, dropout
-        ctx.save_for_backward(x, h_0, c_0, lengths, resets, seed, y, kept, *weights)
-        if stack.cell != "lstm":
+        saved_y, ctx.witness = y, None
+        if stack.cell != "lstm" and not torch.compiler.is_compiling():
+            # torch's GRU and RNN do not mind when y is changed in place afterwards: it is then computed again.
+            saved_y, ctx.witness, ctx.version = y.data, y.detach(), y._version
+        ctx.save_for_backward(x, h_0, c_0, lengths, resets, seed, saved_y, kept, *weights)
+        if stack.cell != "lstm" and c_n is not None:
             ctx.mark_non_differentiable(c_n)
         return y, h_n, c_n
 
@@ -125,9 +131,21 @@ class _Run(torch.autograd.Function):
                     ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
                 )
         else:
+            if ctx.witness is not None and ctx.witness._version != ctx.version:
+                kept = kept.new_empty(0)
             dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
             dx, dh_0, dc_0, dweights = _call(
-                "backward", ctx.stack, given, weights, y, kept, dy, dh_n, dc_n, need_x, list(need_weights)
+                "backward",
+                ctx.stack,
+                given,
+                weights,
+                y,
+                kept,
+                dy,
+                dh_n,
+                dc_n,
+                [need_x, need_h_0, need_c_0],
+                list(need_weights),
             )
         return (
             *nothing,
@@ -158,7 +176,7 @@ _library.define(
 )
 _library.define(
     f"backward({_STACK}, {_GIVEN}, Tensor[] weights, Tensor y, Tensor kept, Tensor? dy, Tensor? dh_n, Tensor? dc_n,"
-    " bool need_dx, bool[] need_dweights) -> (Tensor, Tensor, Tensor, Tensor[])",
+    " bool[] needs, bool[] need_dweights) -> (Tensor, Tensor, Tensor, Tensor[])",
     tags=_TAGS,
 )
 
@@ -200,12 +218,17 @@ def _threads() -> int:
 
 def _forward(
     stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """y, h_n, c_n (LSTM), and what training keeps. An allocation takes as long as a small step: none is needless."""
     x, (sizes, problem) = given.x, _known(stack, given.x.dtype, _shapes(given, weights))
-    y, h_n, c_n = x.new_empty(sizes.y), x.new_empty(sizes.h), x.new_empty(sizes.c)
+    h_n = x.new_empty(sizes.h)
+    y = h_n if given.is_step and not training else x.new_empty(sizes.y)
+    c_n = x.new_empty(sizes.c) if stack.cell == "lstm" else None
     reserve = _run_forward(stack, given, weights, training, sizes, problem, (y, h_n, c_n))
-    if reserve is None or reserve.nbytes == 0:
-        return y, h_n, c_n, x.new_empty(1 if training else 0, dtype=torch.uint8)
+    if reserve is None:
+        return y, h_n, c_n, None
+    if reserve.nbytes == 0:
+        return y, h_n, c_n, x.new_empty(1, dtype=torch.uint8)
     kept = torch.frombuffer(reserve, dtype=torch.uint8, count=1)
     _reserves[kept.data_ptr()] = reserve
     return y, h_n, c_n, kept
@@ -218,7 +241,7 @@ def _run_forward(
     training: bool,
     sizes: _Sizes,
     problem: _core.Problem,
-    out: Sequence[Tensor],
+    out: Sequence[Tensor | None],
 ) -> _core.Reserve | None:
     x, lengths, resets = given.x, given.lengths, given.resets
     seq_len = sizes.seq_len
@@ -237,7 +260,7 @@ def _run_forward(
         training,
         _leased(),
         _threads(),
-        (out[0].data_ptr(), out[1].data_ptr(), out[2].data_ptr() if stack.cell == "lstm" else None),
+        tuple(map(_address, out)),
     )[3]
 
 
@@ -250,18 +273,20 @@ def _backward(
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
-    need_dx: bool,
+    needs: Sequence[bool],
     need_dweights: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     x, lstm, (sizes, problem) = given.x, stack.cell == "lstm", _known(stack, given.x.dtype, _shapes(given, weights))
     reserve = _reserves.get(kept.data_ptr())
     if reserve is None:
-        unused = [x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c)]
-        reserve = _run_forward(stack, given, weights, True, sizes, problem, unused)
+        y = x.new_empty(sizes.y)
+        unused = (x.new_empty(sizes.h), x.new_empty(sizes.c) if lstm else None)
+        reserve = _run_forward(stack, given, weights, True, sizes, problem, (y, *unused))
         assert reserve is not None
-    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dh_0, dc_0 = x.new_empty(sizes.h), x.new_empty(sizes.c)
-    dweights = [torch.empty_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
+    dx = torch.empty_like(x) if needs[0] else None
+    dh_0 = x.new_empty(sizes.h) if needs[1] else None
+    dc_0 = x.new_empty(sizes.c) if needs[2] and lstm else None
+    dweights = [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)]
     _core.backward(
         problem,
         reserve,
@@ -271,11 +296,11 @@ def _backward(
         _address(dy),
         _address(dh_n),
         _address(dc_n) if lstm else None,
-        need_dx,
-        [dw.data_ptr() if need else None for dw, need in zip(dweights, need_dweights, strict=True)],
+        needs[0],
+        list(map(_address, dweights)),
         _leased(),
         _threads(),
-        (dx.data_ptr() if need_dx else None, dh_0.data_ptr(), dc_0.data_ptr() if lstm else None),
+        (_address(dx), _address(dh_0), _address(dc_0)),
         False,
     )
     return dx, dh_0, dc_0, dweights
@@ -293,14 +318,20 @@ def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    stack, given, (weights, _, _, _, _, _, need_dx, need_dweights) = _split(args)
+    stack, given, (weights, _, _, _, _, _, needs, need_dweights) = _split(args)
     x, sizes = given.x, _Sizes(stack, *_shapes(given, weights))
+    dx, dh_0, dc_0 = (
+        x.new_empty(shape if need else 0) for shape, need in zip((x.shape, sizes.h, sizes.c), needs, strict=True)
+    )
     dweights = [torch.empty_like(w) if need else w.new_empty(0) for w, need in zip(weights, need_dweights, strict=True)]
-    return torch.empty_like(x) if need_dx else x.new_empty(0), x.new_empty(sizes.h), x.new_empty(sizes.c), dweights
+    return dx, dh_0, dc_0, dweights
 
 
 def _from_anyone(function: Any, *args: Any) -> Any:
-    """The operators can be called by hand and by compilers: what the layers see to is seen to here again."""
+    """The operators can be called by hand and by compilers: what the layers see to is seen to here again.
+
+    Operators give tensors, empty ones for what is not there, and none twice.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -311,7 +342,14 @@ def _from_anyone(function: Any, *args: Any) -> Any:
     stack, given, rest = _split(args)
     if given.packed and (given.lengths is None or int(given.lengths.sum()) != given.x.shape[0]):
         raise ValueError(f"fastrnn: packed x must have one row for each step, got {given.x.shape[0]} rows")
-    return function(stack, given, *rest)
+
+    def complete(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(complete, value))
+        return given.x.new_empty(0) if value is None else value
+
+    first, second, *others = map(complete, function(stack, given, *rest))
+    return (first, second.clone() if second is first else second, *others)
 
 
 _FUNCTIONS = {"forward": _forward, "backward": _backward}

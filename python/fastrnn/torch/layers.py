@@ -179,7 +179,9 @@ class LSTM(_Recurrent):
 
 def plain(tensor: Tensor) -> Tensor:
     """The tensor with its numbers side by side in memory, as the kernels read them; itself where they are."""
-    return tensor.resolve_neg().contiguous()
+    if torch.compiler.is_compiling() or tensor.is_neg() or not tensor.is_contiguous():
+        return tensor.resolve_neg().contiguous()
+    return tensor
 
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
