@@ -3,12 +3,12 @@
     python benchmarks/torch_layers.py [--threads 2] [--seconds 2] [--cell lstm,gru,rnn] [--json FILE]
 
 Rows are the standard shapes of `fastrnn bench`, inference (``no_grad``) and forward + backward; 10 steps of the cells
-in a Python loop; packed sequences (B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward; and a training step of
-models in which linear layers stand between recurrent ones. torch's and fastrnn's take turns, a call each; reported are
-the medians, their interquartile ranges over them, the ratio (above 1: fastrnn is faster), and the largest difference of
-the outputs and gradients over the largest value. With the models two more calls take turns: the accelerated layers
-without what stands between them, and that without the layers. Their sum over the time of the model shows what the
-change from one to the other costs.
+in a Python loop; packed sequences (B=32, I=H=256, lengths uniform in 1..T, T = 100 and 1000), forward + backward; and a
+training step of models in which linear layers stand between recurrent ones. torch's and fastrnn's take turns, a call
+each; reported are the medians, their interquartile ranges over them, the ratio (above 1: fastrnn is faster), and the
+largest difference of the outputs and gradients over the largest value. With the models two more calls take turns: the
+accelerated layers without what stands between them, and that without the layers. Their sum over the time of the model
+shows what the change from one to the other costs.
 """
 
 from __future__ import annotations
@@ -177,8 +177,7 @@ def main() -> None:
         print(
             f"{cell:5}{shape:26}{mode:6} torch {medians[0] * 1e3:9.3f} ms ±{spreads[0]:4.0%}"
             f"  fastrnn {medians[1] * 1e3:9.3f} ms ±{spreads[1]:4.0%}  ratio {medians[0] / medians[1]:6.2f}"
-            f"  error {error:.0e}"
-            + (f"  parts / whole {sum(medians[2:]) / medians[1]:.2f}" if len(calls) > 2 else ""),
+            f"  error {error:.0e}" + (f"  parts / whole {sum(medians[2:]) / medians[1]:.2f}" if len(calls) > 2 else ""),
             flush=True,
         )
         if options.json:

@@ -24,6 +24,8 @@ from fastrnn import _core  # noqa: E402
 from fastrnn.torch import composite, kernel  # noqa: E402
 from fastrnn.torch.paths import obstacle  # noqa: E402
 
+from torch_pairs import assert_close, pair, results, tensors  # noqa: E402 isort: skip
+
 CELLS = ("LSTM", "GRU", "RNN")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -31,51 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
-
-
-def pair(cell, *args, seed=0, **options):
-    """torch's layer and ours, equal."""
-    layers = []
-    for module in (nn, fast):
-        torch.manual_seed(seed)
-        layers.append(getattr(module, cell)(*args, **options))
-    return layers
-
-
-def tensors(*values):
-    """All tensors in nested tuples, in order."""
-    for value in values:
-        if isinstance(value, PackedSequence):
-            yield value.data
-        elif isinstance(value, (tuple, list)):
-            yield from tensors(*value)
-        elif value is not None:
-            yield value
-
-
-def results(layer, x, hx=None, call=None):
-    """Outputs of one call and all gradients of a loss that weighs each output by numbers of its own."""
-    layer.zero_grad()
-    leaves = [t.detach().clone().requires_grad_() for t in tensors(x, hx)]
-    states = leaves[1:]
-    hx = None if not states else tuple(states) if len(states) == 2 else states[0]
-    outputs = list(tensors((call or layer)(leaves[0], hx)))
-    numbers = torch.Generator().manual_seed(3)
-    loss = sum((y * torch.randn(y.shape, generator=numbers, dtype=y.dtype)).sum() for y in outputs)
-    loss.backward()
-    return [y.detach() for y in outputs] + [t.grad for t in leaves] + [w.grad for w in layer.parameters()]
-
-
-def assert_close(got, expected, steps=1):
-    """Within rounding: each value is a sum over a few dozen units and, in gradients, over the steps."""
-    for mine, theirs in zip(got, expected, strict=True):
-        mine, theirs = mine.detach(), theirs.detach()
-        assert mine.shape == theirs.shape
-        assert mine.dtype == theirs.dtype
-        if mine.numel():
-            largest = max(1.0, float(theirs.abs().max()))
-            error = float((mine - theirs).abs().max())
-            assert error <= 64 * max(1, steps) * torch.finfo(mine.dtype).eps * largest, (error, largest)
 
 
 def draw_state(cell, layer, batch):
@@ -359,7 +316,7 @@ def test_the_inputs_that_torch_ships():
     result = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     counts = dict(line.split() for line in result.stdout.splitlines())
-    assert counts.keys() == set(CELLS)
+    assert counts.keys() == {*CELLS, *(f"{cell}Cell" for cell in CELLS)}
     assert all(int(count) > 0 for count in counts.values())
 
 

@@ -20,8 +20,8 @@ class BackwardLayer {
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
   static constexpr int64_t kXWidth = G::kXSlots * w, kHWidth = G::kHSlots * w;
-  static constexpr int64_t kPartRows = 128;           // of a piece's gate gradients: 320 KB at most
-  static constexpr int64_t kOnceBytes = 512 << 10;    // of weights that are packed to be used at once
+  static constexpr int64_t kPartRows = 128;         // of a piece's gate gradients: 320 KB at most
+  static constexpr int64_t kOnceBytes = 512 << 10;  // of weights that are packed to be used at once
 
  public:
   BackwardLayer(const BackwardArgs& args, Team& team, int tid)
@@ -302,7 +302,7 @@ class BackwardLayer {
     const Range own_rows = columns ? Range{0, rows} : share(rows, team, tid);
     const EvenParts parts(own_rows.size(), kPartRows);
     const int64_t block_bytes = kXWidth * kMaxVectors * kVectorBytes;
-    const EvenParts pieces(blocks, x_once               ? once_blocks(kXWidth * max(1, own_panels.size()) * kMaxVectors * w)
+    const EvenParts pieces(blocks, x_once ? once_blocks(kXWidth * max(1, own_panels.size()) * kMaxVectors * w)
                                    : rows <= kMaxRows ? blocks
                                                       : max(1, kPanelBytes / block_bytes));
     int64_t row = own_rows.begin;
@@ -332,8 +332,8 @@ class BackwardLayer {
   void add_input_gradient(int64_t row, int64_t rows, Range of, int64_t j, const T* next) {
     const int nv = input_panels.nv(j);
     T* dx = static_cast<T*>(a.dx) + (chunk_row0 + row) * a.x_stride + input_panels.first_column(j);
-    multiply_gates(row, rows, of, Cell::kXSlot, a.weights.w_ih, input_panels, j,
-                   {input_panel(j, of.begin), nv, next}, [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+    multiply_gates(row, rows, of, Cell::kXSlot, a.weights.w_ih, input_panels, j, {input_panel(j, of.begin), nv, next},
+                   [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                      for (int64_t r = 0; r < count; r++) {
                        T* out = dx + (first + r) * a.x_stride;
                        add_or_put_row(!piece.first || of.begin > 0 || a.add_dx, tile + r * nv * w, nv,

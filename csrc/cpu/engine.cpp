@@ -310,7 +310,8 @@ struct BackwardPass {
         team.barrier(tid);
         reserve.geometry.cell->backward(a, team, tid);
         team.barrier(tid);
-        if (arrays.dh_0) dh.read(part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
+        if (arrays.dh_0)
+          dh.read(part(arrays.dh_0, i, batch, a.state_size, g.element), batch, same, user_row, tid, team.size());
         if (has_cells && arrays.dc_0) {
           dc.read(part(arrays.dc_0, i, batch, a.hidden_size, g.element), batch, same, user_row, tid, team.size());
         }

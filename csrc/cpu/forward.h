@@ -215,8 +215,7 @@ class ForwardLayer {
       MatrixRows<T> unpacked;
       if (a.packing == Packing::none) unpacked = projection_rows(j);
       gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size,
-           columns(projection_panel(j), nv, nullptr, unpacked),
-           [&](int64_t first, int64_t count, const T* tile) {
+           columns(projection_panel(j), nv, nullptr, unpacked), [&](int64_t first, int64_t count, const T* tile) {
              for (int64_t r = 0; r < count; r++) {
                for (int v = 0; v < nv; v++) {
                  const int64_t column = state_panels.first_column(j) + v * w;

@@ -62,7 +62,7 @@ struct Panel {
   const T* data;  // [k][nv][width]
   int nv;
   const T* next;  // the panel of this size to be used after it, or null: fetched into cache meanwhile
-  const MatrixRows<T>* rows = nullptr;  // not packed: these, for a single block of a with k_stride 1
+  const MatrixRows<T>* rows = nullptr;         // not packed: these, for a single block of a with k_stride 1
   int64_t k_stride = int64_t(nv) * kWidth<T>;  // of data; not packed: that of a matrix with a row for every k
 };
 
@@ -212,7 +212,7 @@ FASTRNN_INLINE void multiply_rows(const Rows<T>& a, int64_t rows, int64_t k_size
   for (int64_t k = 0; k < k_size; k += most) {
     for (int v = 0; v < nv; v++) {
       kDots<T>[rows](a.data + k, a.row_stride, columns.row[v] + k, columns.stride, columns.valid[v],
-                     min(most, k_size - k), k > 0, out + v * w, nv * w);
+                     min(most, k_size - k), k > 0, out + v* w, nv* w);
     }
   }
 }

@@ -54,7 +54,7 @@ struct ForwardArgs : LayerArgs {
   bool by_rows;   // threads split the rows of the batch, not the units
   bool training;  // keep gates, cells, hidden of every step
   Packing packing;
-  void* y;        // (rows, y_stride)
+  void* y;  // (rows, y_stride)
   int64_t y_stride;
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;  // unused without packing
   void* bias_panels;

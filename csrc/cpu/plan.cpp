@@ -120,8 +120,8 @@ int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_le
 bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& plan, int threads) {
   const int64_t bytes =
       problem.gates() * geometry.blocks * geometry.width * problem.state_size() * int64_t(geometry.element);
-  return threads > 1 && plan.seq_len() > 1 && !plan.ragged() && !problem.proj_size && plan.batch() >= kRowsPerThread * threads &&
-         bytes <= kSharedWeightBytes;
+  return threads > 1 && plan.seq_len() > 1 && !plan.ragged() && !problem.proj_size &&
+         plan.batch() >= kRowsPerThread * threads && bytes <= kSharedWeightBytes;
 }
 
 bool worth_packing(const Problem& problem, const Plan& plan) {

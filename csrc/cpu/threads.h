@@ -54,8 +54,9 @@ struct OpenMp {
 };
 
 // Teams are made of this runtime's threads from now on, but within its own parallel regions, after a fork and where it
-// gives too few; null: of our own again. For processes whose other work runs there: its threads spin on between regions,
-// and a second set of threads would have to share the cores with them. The runtime must outlive the process's teams.
+// gives too few; null: of our own again. For processes whose other work runs there: its threads spin on between
+// regions, and a second set of threads would have to share the cores with them. The runtime must outlive the process's
+// teams.
 void use_openmp(const OpenMp* runtime);
 
 // How many forks lie between the first process and this one. A lock taken under another number may be held by a thread

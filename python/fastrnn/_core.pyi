@@ -84,7 +84,7 @@ def forward(
     training: bool,
     memory: Memory | None,
     num_threads: int = 0,  # 0: get_num_threads()
-    out: tuple[_Numbers, _Numbers, _Numbers | None] | None = None,
+    out: tuple[_Numbers | None, ...] | None = None,
 ) -> tuple[Any, Any, Any, Reserve | None]:
     """One pass over the whole stack: y (T, B, D*P), h_n (L*D, B, P), c_n (L*D, B, H) for LSTM, a Reserve if training.
 
@@ -105,7 +105,7 @@ def backward(
     dweights: list[Any],  # None where not wanted
     memory: Memory | None,
     num_threads: int = 0,
-    out: tuple[_Numbers | None, _Numbers, _Numbers | None] | None = None,
+    out: tuple[_Numbers | None, ...] | None = None,  # None: not wanted
     accumulate: bool = True,  # dweights are added to; False: written
 ) -> tuple[Any, Any, Any]:
     """The gradients of one forward pass: dx (T, B, I) if wanted, dh_0, dc_0 for LSTM. The GIL is released."""

@@ -7,8 +7,8 @@
     >>> y.shape
     torch.Size([5, 3, 16])
 
-``RNN``, ``GRU``, ``LSTM`` and their cells can stand where torch.nn's do; ``accelerate`` turns those of a whole model into them and
-``restore`` turns them back; ``explain`` says what a call runs on, and why.
+``RNN``, ``GRU``, ``LSTM`` and their cells can stand where torch.nn's do; ``accelerate`` turns those of a whole model
+into them and ``restore`` turns them back; ``explain`` says what a call runs on, and why.
 """
 
 try:
@@ -24,6 +24,6 @@ from .layers import GRU, LSTM, RNN
 from .openmp import share_threads as _share_threads
 from .replace import accelerate, explain, restore
 
-__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell", "accelerate", "explain", "restore"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "explain", "restore"]
 
 _share_threads()

@@ -23,8 +23,8 @@ Outputs = tuple[Tensor, Tensor, Tensor | None]
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     """What ``kernel.run`` gives."""
     if given.is_step:
-        x, h_0, c_0 = (None if t is None else t.unsqueeze(0) for t in given[:3])
-        y, h, c = run(stack, given._replace(x=x, h_0=h_0, c_0=c_0), weights)
+        h_0, c_0 = (None if t is None else t.unsqueeze(0) for t in (given.h_0, given.c_0))
+        y, h, c = run(stack, given._replace(x=given.x.unsqueeze(0), h_0=h_0, c_0=c_0), weights)
         return y.squeeze(0), h.squeeze(0), c if c is None else c.squeeze(0)
     x, rows = given.x, None
     lengths, resets = (None if t is None else t.to(x.device) for t in (given.lengths, given.resets))
@@ -78,7 +78,7 @@ def _scan(
     rows: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-) -> Outputs:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One layer in one direction: y (T, B, P), zero where a row has ended, and the final h and c."""
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if stack.bias else (None, None)
@@ -154,7 +154,7 @@ def differentiable_backward(
     inputs: list[Any] = [None if t is None else t.view_as(t) for t in (given.x, given.h_0, given.c_0, *weights)]
     x, h_0, c_0, *own_weights = inputs
     outputs = run(stack, given._replace(x=x, h_0=h_0, c_0=c_0), own_weights)
-    used = [(y, dy) for y, dy in zip(outputs, output_grads, strict=True) if dy is not None]
+    used = [(y, dy) for y, dy in zip(outputs, output_grads, strict=True) if y is not None and dy is not None]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
     grads = iter(
         torch.autograd.grad(

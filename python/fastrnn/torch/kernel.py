@@ -352,7 +352,7 @@ def _from_anyone(function: Any, *args: Any) -> Any:
     return (first, second.clone() if second is first else second, *others)
 
 
-_FUNCTIONS = {"forward": _forward, "backward": _backward}
+_FUNCTIONS: dict[str, Any] = {"forward": _forward, "backward": _backward}
 for _name, _function, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
     _library.impl(_name, functools.partial(_from_anyone, _function), "CPU")
     torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)

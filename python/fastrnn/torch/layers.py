@@ -13,6 +13,7 @@ from . import composite, kernel
 from .kernel import Sequences, Stack
 from .paths import cell_of, obstacle
 
+
 class OnKernels(nn.Module):
     """A layer or cell of torch.nn's, in everything that it holds; one becomes the other by its class."""
 
@@ -106,17 +107,17 @@ class _Recurrent(OnKernels, nn.RNNBase):
         if packed:
             if unsorted_indices is not None:
                 h_n = h_n.index_select(1, unsorted_indices)
-                c_n = c_n.index_select(1, unsorted_indices) if self.mode == "LSTM" else c_n
+                c_n = None if c_n is None else c_n.index_select(1, unsorted_indices)
             return self._outputs(PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), h_n, c_n)
         if unbatched:
             y, h_n = y.squeeze(1), h_n.squeeze(1)
-            c_n = c_n.squeeze(1) if self.mode == "LSTM" else c_n
+            c_n = None if c_n is None else c_n.squeeze(1)
         elif self.batch_first:
             y = y.transpose(0, 1)
         return self._outputs(y, h_n, c_n)
 
-    def _outputs(self, y: Any, h_n: Tensor, c_n: Tensor) -> tuple[Any, Any]:
-        return y, ((h_n, c_n) if self.mode == "LSTM" else h_n)
+    def _outputs(self, y: Any, h_n: Tensor, c_n: Tensor | None) -> tuple[Any, Any]:
+        return y, (h_n if c_n is None else (h_n, c_n))
 
     def _stack(self) -> Stack:
         return Stack(cell_of(self), self.num_layers, self.bidirectional, self.bias)

@@ -28,12 +28,12 @@ def cell_of(layer: nn.Module) -> str:
     """Which cell a layer of torch's, or a cell, computes, as the kernels name it."""
     if isinstance(layer, nn.RNNBase):
         return _CELLS[layer.mode]
-    name = {nn.LSTMCell: "lstm", nn.GRUCell: "gru"}.get(layer._original)  # type: ignore[arg-type]
-    return name or f"rnn_{layer.nonlinearity}"
+    names: dict[Any, str] = {nn.LSTMCell: "lstm", nn.GRUCell: "gru"}
+    return names.get(layer._original) or f"rnn_{layer.nonlinearity}"
 
 
 def obstacle(
-    layer: nn.RNNBase | nn.RNNCellBase,
+    layer: nn.Module,
     weights: Sequence[Tensor],
     input: Any,
     hx: Any = None,
@@ -52,7 +52,7 @@ def obstacle(
     return Obstacle(reason, _instead(layer, weights, input, hx) if extras else "layer")
 
 
-def _instead(layer: nn.RNNBase | nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: Any) -> str:
+def _instead(layer: nn.Module, weights: Sequence[Tensor], input: Any, hx: Any) -> str:
     return "composite" if isinstance(layer, nn.RNNBase) and _fits(layer, weights, input, hx) else "layer"
 
 
@@ -66,7 +66,7 @@ def _transform() -> str | None:
 
 
 def _reason(
-    layer: nn.RNNBase | nn.RNNCellBase,
+    layer: nn.Module,
     weights: Sequence[Tensor],
     input: Any,
     hx: Any,
@@ -90,7 +90,9 @@ def _reason(
         return "autocast is on"
     if (lengths is not None and lengths.device.type != "cpu") or (resets is not None and resets.device.type != "cpu"):
         return "lengths or resets are not on the CPU"
-    if not (_fits if isinstance(layer, nn.RNNBase) else _fits_cell)(layer, weights, input, hx):
+    if not (
+        _fits(layer, weights, input, hx) if isinstance(layer, nn.RNNBase) else _fits_cell(layer, weights, input, hx)
+    ):
         return "torch refuses such shapes"
     return None
 
@@ -177,7 +179,7 @@ def _weight_shapes(
 _known_weight_shapes = functools.lru_cache(maxsize=1024)(_weight_shapes)
 
 
-def _fits_cell(cell: nn.RNNCellBase, weights: Sequence[Tensor], input: Any, hx: Any) -> bool:
+def _fits_cell(cell: Any, weights: Sequence[Tensor], input: Any, hx: Any) -> bool:
     """The same for a cell."""
     shape, name, size = input.shape, cell_of(cell), cell.hidden_size
     if len(shape) not in (1, 2) or shape[-1] != cell.input_size:

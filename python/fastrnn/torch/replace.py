@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .kernel import hold_memory, release_memory
 from .cells import GRUCell, LSTMCell, RNNCell
+from .kernel import hold_memory, release_memory
 from .layers import GRU, LSTM, RNN, OnKernels
 from .paths import obstacle
 
