@@ -9,7 +9,7 @@ A README wants a table where it has the lines
     <!-- end -->
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
-memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers. What stands between the two lines is
+memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts. What stands between the two lines is
 replaced; tables of other files stay as they are.
 """
 
@@ -81,7 +81,18 @@ def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
         [shape, *(ratios.get((shape, column), "-") for column in columns)]
         for shape in dict.fromkeys(shape for shape, _ in ratios)
     ]
-    return {"layers": report.as_markdown((["T,B,I,H,L", *columns], lines))}
+    parts = {
+        (row["shape"], row["cell"]): f"{row['parts_ms'] / row['fastrnn_ms']:.2f}"
+        for row in document["rows"]
+        if "parts_ms" in row
+    }
+    part_lines = [
+        [shape, *(parts[shape, cell] for cell in shapes.CELLS)] for shape in dict.fromkeys(shape for shape, _ in parts)
+    ]
+    return {
+        "layers": report.as_markdown((["T,B,I,H,L", *columns], lines)),
+        "parts": report.as_markdown((["T,B,H", *(cell.upper() for cell in shapes.CELLS)], part_lines)),
+    }
 
 
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
