@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence  # noqa: E402
+from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 import fastrnn  # noqa: E402
 import fastrnn.torch as fast  # noqa: E402
@@ -222,6 +224,38 @@ def test_outputs_changed_in_place(cell, change):
         assert_close(*grads)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_outputs_changed_in_place_in_a_compiled_graph(cell):
+    layer = getattr(fast, cell)(3, 4)
+
+    def loss(x, in_place):
+        y, _ = layer(x)
+        y = y.mul_(2) if in_place else y * 2
+        return y.square().sum()
+
+    x = torch.randn(5, 2, 3)
+    grads = []
+    for compiled, in_place in ((True, True), (False, False)):
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        call = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+        call(leaf, in_place).backward()
+        grads.append([leaf.grad, *(w.grad for w in layer.parameters())])
+    assert_close(*grads, 20)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_outputs_are_freed_with_what_backward_needs(cell):
+    layer = getattr(fast, cell)(3, 4)
+    y, _ = layer(torch.randn(5, 2, 3))
+    loss = y.square().sum()
+    storage = StorageWeakRef(y.untyped_storage())
+    del y
+    assert not storage.expired()
+    loss.backward()
+    assert storage.expired()
+
+
 def test_saved_tensors_may_be_moved():
     layer = fast.GRU(3, 4, 2, dropout=0.5)
     x = torch.randn(5, 2, 3)
@@ -276,6 +310,28 @@ def test_no_tape_without_gradients(no_tape, monkeypatch):
     assert not y.requires_grad
     assert not h_n.requires_grad
     assert kept == [False]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_inference_mode_wins_over_enable_grad(cell):
+    layer = getattr(fast, cell)(3, 4)
+    x = torch.randn(5, 2, 3)
+    with torch.inference_mode(), torch.enable_grad():
+        y, _ = layer(x)
+    assert y.is_inference()
+    assert y.grad_fn is None
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tensors_of_other_classes(cell):
+    """Weights that are two tensors each, of which torch's dispatcher takes care."""
+    theirs, mine = pair(cell, 3, 4)
+    x = torch.randn(5, 2, 3)
+    both = {name: TwoTensor(w.detach(), 2 * w.detach()) for name, w in mine.named_parameters()}
+    y, _ = torch.func.functional_call(mine, both, (x,))
+    for part, factor in ((y.a, 1), (y.b, 2)):
+        scaled = {name: factor * w.detach() for name, w in theirs.named_parameters()}
+        assert_close([part], [torch.func.functional_call(theirs, scaled, (x,))[0]])
 
 
 def test_dropout_follows_torchs_generator():
@@ -455,6 +511,21 @@ def test_modules_are_torchs(cell):
     assert mine(x.double())[0].dtype == torch.float64
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_subclasses_draw_their_weights_themselves(cell):
+    made = []
+    for module in (nn, fast):
+
+        class Mine(getattr(module, cell)):
+            def reset_parameters(self):
+                for weight in self.parameters():
+                    nn.init.normal_(weight)
+
+        torch.manual_seed(0)
+        made.append([*Mine(3, 4).parameters(), torch.rand(1)])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
 @pytest.mark.parametrize(
     ("args", "options"),
     [
@@ -479,6 +550,7 @@ WRONG = {
     "dimensions": lambda hx: (torch.randn(5), hx),
     "dtype": lambda hx: (torch.randn(5, 4, 3).double(), hx),
     "state": lambda hx: (torch.randn(5, 2, 3), hx),
+    "state in a tuple": lambda hx: (torch.randn(5, 4, 3), (hx,)),
     "state's dimensions": lambda hx: (torch.randn(5, 3), hx),
     "no steps": lambda hx: (torch.randn(0, 4, 3), hx),
     "packed": lambda hx: (pack_padded_sequence(torch.randn(5, 4, 2), torch.tensor([5, 4, 3, 2])), None),
@@ -515,6 +587,10 @@ def test_operators_called_by_hand():
     weights = [w.detach() for w in layer.parameters()]
     got = torch.ops.fastrnn.forward("gru", 1, False, True, x, None, None, None, None, False, 0.0, None, weights, False)
     assert torch.equal(got[0], layer(x)[0])
+    with pytest.raises(ValueError, match="x of 2 layers and directions must have 3 dimensions, got 2"):
+        torch.ops.fastrnn.forward(
+            "gru", 2, False, True, x[0], None, None, None, None, False, 0.0, None, weights * 2, False
+        )
     with pytest.raises(ValueError, match="one row for each step, got 4 rows"):
         torch.ops.fastrnn.forward(
             "gru", 1, False, True, x[0], None, None, torch.tensor([3, 3]), None, True, 0.0, None, weights, False
@@ -747,6 +823,35 @@ def test_no_more_threads_than_torch_may_use(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert used == [1]
+
+
+THREADS = """
+import os, torch, fastrnn, fastrnn.torch
+from fastrnn import _core
+
+def call():
+    fastrnn.torch.GRU(64, 256)(torch.ones(20, 16, 64))
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+fastrnn.set_num_threads(2)
+torch.ones(1000000).exp_()
+before = len(os.listdir("/proc/self/task"))
+shared = call()
+_core.use_openmp(None)
+own = call()
+print(fastrnn.torch.openmp.share_threads(), shared - before, own - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_the_kernels_run_on_torchs_threads():
+    result = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    available, shared, own = result.stdout.split()
+    if available == "False":
+        pytest.skip("this torch has no OpenMP that the kernels could share")
+    assert (shared, own) == ("0", "1")
 
 
 class InWorker(torch.utils.data.Dataset):

@@ -23,6 +23,8 @@ _library = torch.library.Library("fastrnn", "DEF")
 _memory: weakref.ref[_core.Memory] | None = None  # that of the layers that live, see hold_memory
 _holders: weakref.WeakKeyDictionary[torch.nn.Module, _core.Memory] = weakref.WeakKeyDictionary()
 _reserves: weakref.WeakValueDictionary[int, _core.Reserve] = weakref.WeakValueDictionary()
+# y of the same forward pass, and the version it had then.
+_outputs: weakref.WeakKeyDictionary[_core.Reserve, tuple[Tensor, int]] = weakref.WeakKeyDictionary()
 
 
 class Stack(NamedTuple):
@@ -78,9 +80,8 @@ def _leased() -> _core.Memory | None:
 
 def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, h_n and, for LSTM, c_n (else nothing), differentiable where anything asks for a gradient."""
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (given.x, given.h_0, given.c_0, *weights)
-    ):
+    asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*given[:3], *weights))
+    if asked and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()):
         y, h_n, c_n = _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
     else:
         y, h_n, c_n, _ = _call("forward", stack, given, weights, given.dropout > 0)
@@ -89,12 +90,14 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tens
 
 def _call(name: str, stack: Stack, given: Sequences, *rest: Any) -> Any:
     """The function itself where tensors are what they seem; torch's dispatcher, at some cost, where they are traced."""
-    if not torch.compiler.is_compiling() and type(given.x) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0:
-        return _FUNCTIONS[name](stack, given, *rest)
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
+        weights, *others = rest
+        if all(t is None or type(t) in _PLAIN for t in (*given[:3], *weights, *others)):
+            return _FUNCTIONS[name](stack, given, *rest)
     return getattr(torch.ops.fastrnn, name)(*stack, *given, *rest)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, bool, list)  # the latter: arguments that are no tensors
 
 
 class _Run(torch.autograd.Function):
@@ -104,10 +107,12 @@ class _Run(torch.autograd.Function):
         y, h_n, c_n, kept = _call("forward", stack, given, weights, True)
         ctx.set_materialize_grads(False)
         ctx.stack, ctx.packed, ctx.dropout = stack, packed, dropout
-        saved_y, ctx.witness = y, None
-        if stack.cell != "lstm" and not torch.compiler.is_compiling():
-            # torch's GRU and RNN do not mind when y is changed in place afterwards: it is then computed again.
-            saved_y, ctx.witness, ctx.version = y.data, y.detach(), y._version
+        saved_y = y
+        if torch.compiler.is_compiling():
+            saved_y = y.clone()  # in a compiled graph nothing notices when y is changed in place
+        elif stack.cell != "lstm" and (reserve := _reserves.get(kept.data_ptr())) is not None:
+            # torch's GRU and RNN do not mind when y is changed in place afterwards: backward then computes it again.
+            saved_y, _outputs[reserve] = y.data, (y.detach(), y._version)
         ctx.save_for_backward(x, h_0, c_0, lengths, resets, seed, saved_y, kept, *weights)
         if stack.cell != "lstm" and c_n is not None:
             ctx.mark_non_differentiable(c_n)
@@ -131,8 +136,6 @@ class _Run(torch.autograd.Function):
                     ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
                 )
         else:
-            if ctx.witness is not None and ctx.witness._version != ctx.version:
-                kept = kept.new_empty(0)
             dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
             dx, dh_0, dc_0, dweights = _call(
                 "backward",
@@ -278,6 +281,8 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     x, lstm, (sizes, problem) = given.x, stack.cell == "lstm", _known(stack, given.x.dtype, _shapes(given, weights))
     reserve = _reserves.get(kept.data_ptr())
+    if reserve in _outputs and _outputs[reserve][0]._version != _outputs[reserve][1]:
+        reserve = None
     if reserve is None:
         y = x.new_empty(sizes.y)
         unused = (x.new_empty(sizes.h), x.new_empty(sizes.c) if lstm else None)
@@ -340,6 +345,8 @@ def _from_anyone(function: Any, *args: Any) -> Any:
 
     args = tuple(map(plain, args))
     stack, given, rest = _split(args)
+    if given.is_step and stack.num_states != 1:
+        raise ValueError(f"fastrnn: x of {stack.num_states} layers and directions must have 3 dimensions, got 2")
     if given.packed and (given.lengths is None or int(given.lengths.sum()) != given.x.shape[0]):
         raise ValueError(f"fastrnn: packed x must have one row for each step, got {given.x.shape[0]} rows")
 

@@ -21,7 +21,12 @@ class OnKernels(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # torch's own constructor: its errors, its draws from the generator, its attributes.
+        overridden = type(self).reset_parameters is not self._original.reset_parameters  # type: ignore[attr-defined]
+        state = torch.random.get_rng_state() if overridden else None
         self.__dict__.update(self._original(*args, **kwargs).__dict__)
+        if state is not None:  # a user's subclass draws its weights itself
+            torch.random.set_rng_state(state)
+            self.reset_parameters()  # type: ignore[operator]
         self._hold_memory()
 
     def _hold_memory(self) -> None:

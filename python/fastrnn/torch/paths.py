@@ -39,12 +39,15 @@ def obstacle(
     hx: Any = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    recording: bool | None = None,
 ) -> Obstacle | None:
-    """None where the kernels serve."""
+    """None where the kernels serve. recording: whether for autograd; None: as torch.is_grad_enabled() says."""
+    if recording is None:
+        recording = torch.is_grad_enabled()
     reason = _transform()
     if reason is not None:  # most of which torch's own layers do not know either
         return Obstacle(reason, _instead(layer, weights, input, hx))
-    reason = _reason(layer, weights, input, hx, lengths, resets)
+    reason = _reason(layer, weights, input, hx, lengths, resets, recording)
     if reason is None:
         return None
     extras = lengths is not None or resets is not None
@@ -72,12 +75,13 @@ def _reason(
     hx: Any,
     lengths: Tensor | None,
     resets: Tensor | None,
+    recording: bool,
 ) -> str | None:
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
         return f"the input is a {type(x).__name__}"
-    if quicker_on_torch(layer, x):
-        return "so small a step, or one with gradients, is quicker there"
+    if quicker := quicker_on_torch(layer, x, recording):
+        return quicker
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and ONNX need torch's own operators"
     dtype = x.dtype
@@ -97,16 +101,22 @@ def _reason(
     return None
 
 
-def quicker_on_torch(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a step is better left to torch: of a plain RNN it is two products, which autograd knows how to undo.
+def quicker_on_torch(layer: nn.Module, x: Tensor, recording: bool) -> str | None:
+    """Why a step of a cell is better left to torch, if it is, as measured on two cores.
 
-    Measured on two cores: with gradients torch takes 0.6 to 0.9 of the kernels' time at all sizes, without at fewer
-    than about two million multiplications.
+    A plain RNN's is two products, which torch's autograd knows how to undo: with gradients it takes 0.6 to 0.9 of the
+    kernels' time at all sizes, without at fewer than about two million multiplications. The smallest steps of the other
+    cells are all call: 0.7 to 0.9 at fewer than thirty thousand, without gradients.
     """
-    if not isinstance(layer, nn.RNNCellBase) or layer._original is not nn.RNNCell:
-        return False
-    width = layer.input_size + layer.hidden_size
-    return torch.is_grad_enabled() or x.numel() * layer.hidden_size * width < 2_000_000 * layer.input_size
+    if not isinstance(layer, nn.RNNCellBase):
+        return None
+    plain = layer._original is nn.RNNCell
+    if recording:
+        return "a plain step that records gradients is quicker there" if plain else None
+    # Multiplications times input_size, which leaves out a division.
+    work = x.numel() * layer.weight_hh.shape[0] * (layer.input_size + layer.hidden_size)
+    few = work < (2_000_000 if plain else 30_000) * layer.input_size
+    return "so small a step is quicker there" if few else None
 
 
 def _fault(tensor: Any, dtype: torch.dtype) -> str:
@@ -149,6 +159,8 @@ def _fits(layer: nn.RNNBase, weights: Sequence[Tensor], input: Any, hx: Any) -> 
     state_size, hidden_size = layer.proj_size or layer.hidden_size, layer.hidden_size
     directions = 2 if layer.bidirectional else 1
     states = _states(hx)
+    if layer.mode != "LSTM" and states is hx:
+        return False
     if states:
         rows = layer.num_layers * directions
         shapes = [(rows, *batch, state_size), (rows, *batch, hidden_size)][: 2 if layer.mode == "LSTM" else 1]
@@ -188,7 +200,11 @@ def _fits_cell(cell: Any, weights: Sequence[Tensor], input: Any, hx: Any) -> boo
         return False  # a nonlinearity that torch does not know; nothing to compute
     if hx is not None:
         states, state_shape = _states(hx), (*shape[:-1], size)
-        if len(states) != (2 if name == "lstm" else 1) or any(state.shape != state_shape for state in states):
+        if (
+            (states is hx) != (name == "lstm")
+            or len(states) != (2 if name == "lstm" else 1)
+            or any(state.shape != state_shape for state in states)
+        ):
             return False
     sizes = (GATES[name], cell.input_size, size, 0, 1, 1, bool(cell.bias))
     return [weight.shape for weight in weights] == _shapes_of_weights(sizes)

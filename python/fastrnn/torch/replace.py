@@ -78,7 +78,7 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
     """Calls the model and tells, a line for each call of a recurrent layer, what it ran on and why.
 
     The model is called once, without gradients and as it is: in training mode its statistics move on. Torch's generator
-    is put back afterwards.
+    is put back afterwards. Told is what a call records for autograd, or under ``no_grad`` what one without does.
 
     Example:
         >>> import torch, fastrnn.torch
@@ -89,6 +89,7 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
         0: GRU(2, 3): torch, because there is no kernel for torch.bfloat16
     """
     lines: list[str] = []
+    recording = torch.is_grad_enabled()
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if not isinstance(layer, OnKernels):
@@ -96,7 +97,7 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
         else:
             given = dict(zip(("input", "hx"), args, strict=False)) | options
             found = obstacle(
-                layer, layer._weights(), *(given.get(name) for name in ("input", "hx", "lengths", "resets"))
+                layer, layer._weights(), *(given.get(name) for name in ("input", "hx", "lengths", "resets")), recording
             )
             path = "fastrnn's kernels" if found is None else f"{_SERVING[found.serves]}, because {found.reason}"
         lines.append(f"{name or 'the module itself'}: {layer}: {path}")
