@@ -9,8 +9,8 @@ A README wants a table where it has the lines
     <!-- end -->
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
-memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts. What stands between the two lines is
-replaced; tables of other files stay as they are.
+memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts. What stands between the two
+lines is replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations

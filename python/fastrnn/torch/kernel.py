@@ -281,7 +281,8 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     x, lstm, (sizes, problem) = given.x, stack.cell == "lstm", _known(stack, given.x.dtype, _shapes(given, weights))
     reserve = _reserves.get(kept.data_ptr())
-    if reserve in _outputs and _outputs[reserve][0]._version != _outputs[reserve][1]:
+    written = None if reserve is None else _outputs.get(reserve)
+    if written is not None and written[0]._version != written[1]:
         reserve = None
     if reserve is None:
         y = x.new_empty(sizes.y)
