@@ -80,7 +80,7 @@ def _reason(
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
         return f"the input is a {type(x).__name__}"
-    if quicker := quicker_on_torch(layer, x, recording):
+    if isinstance(layer, nn.RNNCellBase) and (quicker := quicker_on_torch(layer, x, recording)):
         return quicker
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and ONNX need torch's own operators"
@@ -101,21 +101,19 @@ def _reason(
     return None
 
 
-def quicker_on_torch(layer: nn.Module, x: Tensor, recording: bool) -> str | None:
-    """Why a step of a cell is better left to torch, if it is, as measured on two cores.
+def quicker_on_torch(cell: Any, x: Tensor, recording: bool) -> str | None:
+    """Why a step is better left to torch, if it is, as measured on two cores in loops of ten steps.
 
     A plain RNN's is two products, which torch's autograd knows how to undo: with gradients it takes 0.6 to 0.9 of the
-    kernels' time at all sizes, without at fewer than about two million multiplications. The smallest steps of the other
-    cells are all call: 0.7 to 0.9 at fewer than thirty thousand, without gradients.
+    kernels' time at all sizes, without at fewer than about two million multiplications. A step of another cell is
+    mostly the call itself at fewer than about 600 thousand: 0.8 to 1.05 of the kernels' time.
     """
-    if not isinstance(layer, nn.RNNCellBase):
-        return None
-    plain = layer._original is nn.RNNCell
-    if recording:
-        return "a plain step that records gradients is quicker there" if plain else None
+    plain = cell._original is nn.RNNCell
+    if plain and recording:
+        return "a plain step that records gradients is quicker there"
     # Multiplications times input_size, which leaves out a division.
-    work = x.numel() * layer.weight_hh.shape[0] * (layer.input_size + layer.hidden_size)
-    few = work < (2_000_000 if plain else 30_000) * layer.input_size
+    work = x.numel() * cell.weight_hh.shape[0] * (cell.input_size + cell.hidden_size)
+    few = work < (2_000_000 if plain else 600_000) * cell.input_size
     return "so small a step is quicker there" if few else None
 
 

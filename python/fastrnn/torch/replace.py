@@ -96,8 +96,8 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> str:
             path = "torch, because accelerate has not been called on it"
         else:
             given = dict(zip(("input", "hx"), args, strict=False)) | options
-            inputs_of_layer = (given.get(name) for name in ("input", "hx", "lengths", "resets"))
-            found = obstacle(layer, layer._weights(), *inputs_of_layer, recording=recording)
+            values = {name: given.get(name) for name in ("input", "hx", "lengths", "resets")}
+            found = obstacle(layer, layer._weights(), **values, recording=recording)
             path = "fastrnn's kernels" if found is None else f"{_SERVING[found.serves]}, because {found.reason}"
         lines.append(f"{name or 'the module itself'}: {layer}: {path}")
 
