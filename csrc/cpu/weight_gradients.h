@@ -16,6 +16,7 @@ class WeightGradients {
   using G = Geometry<Cell>;
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
+  static constexpr int64_t kFewRows = 64;  // a tile of their product takes no longer than fetching where it goes
 
  public:
   WeightGradients(const BackwardArgs& args, Team& team, int tid, Range units, Range states)
@@ -156,6 +157,10 @@ class WeightGradients {
            for (int64_t r = 0; r < count; r++) {
              T* row = out(first + r);
              if (row) add_or_put_row(adds, tile + r * nv * w, nv, panels.columns(j), row);
+             T* later = n <= kFewRows && first + count + r < rows ? out(first + count + r) : nullptr;
+             if (later) {
+               for (int v = 0; v < nv; v++) __builtin_prefetch(later + v * w, 1);
+             }
            }
          });
   }
