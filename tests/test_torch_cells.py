@@ -16,15 +16,12 @@ from fastrnn import _core  # noqa: E402
 from fastrnn.torch import cells, paths  # noqa: E402
 from fastrnn.torch.paths import obstacle  # noqa: E402
 
+import torch_pairs  # noqa: E402 isort: skip
 from torch_pairs import assert_close, pair, results, tensors  # noqa: E402 isort: skip
 
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 QUICKER_ON_TORCH = paths.quicker_on_torch
-pytestmark = [  # torch's own
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
-]
+pytestmark = torch_pairs.IGNORED
 
 
 @pytest.fixture(scope="module", autouse=True)

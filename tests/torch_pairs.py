@@ -1,10 +1,19 @@
 """torch.nn's modules beside fastrnn.torch's: equal pairs, their results, and how far these may differ."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn.torch as fast
+
+# torch's own, of code that calls it
+IGNORED = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
 
 
 def pair(cell, *args, seed=0, **options):
@@ -50,3 +59,10 @@ def assert_close(got, expected, steps=1):
             largest = max(1.0, float(theirs.abs().max()))
             error = float((mine - theirs).abs().max())
             assert error <= 64 * max(1, steps) * torch.finfo(mine.dtype).eps * largest, (error, largest)
+
+
+def draw_state(cell, layer, batch):
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    dtype = layer.weight_hh_l0.dtype
+    h = torch.randn(rows, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
+    return (h, torch.randn(rows, *batch, layer.hidden_size, dtype=dtype)) if cell == "LSTM" else h
