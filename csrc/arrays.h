@@ -10,12 +10,11 @@
 #include <vector>
 
 #include "fastrnn.h"
+#include "weights.h"
 
 namespace fastrnn {
 
 namespace py = pybind11;
-
-using Shape = std::initializer_list<int64_t>;
 
 // Whether it is C-contiguous and of exactly this dtype and shape.
 inline bool fits(const py::array& array, char kind, int64_t item_size, Shape shape) {
@@ -121,30 +120,8 @@ class Results {
   size_t next_ = 0;
 };
 
-inline size_t weight_count(const Problem& problem) {
-  return size_t(problem.num_layers * problem.directions) * (2 + (problem.bias ? 2 : 0) + (problem.proj_size ? 1 : 0));
-}
-
-// Entries of all layers and directions, each made of take(name, shape), which is called in the order of the arrays.
-template <class Entry, class Take>
-std::vector<Entry> weight_entries(const Problem& problem, Take&& take) {
-  const int64_t rows = problem.gates() * problem.hidden_size, state = problem.state_size();
-  std::vector<Entry> list(size_t(problem.num_layers * problem.directions));
-  for (size_t i = 0; i < list.size(); i++) {
-    Entry& e = list[i];
-    e.w_ih = take("w_ih", {rows, problem.layer_input_size(int64_t(i) / problem.directions)});
-    e.w_hh = take("w_hh", {rows, state});
-    if (problem.bias) {
-      e.b_ih = take("b_ih", {rows});
-      e.b_hh = take("b_hh", {rows});
-    }
-    if (problem.proj_size) e.w_hr = take("w_hr", {problem.proj_size, problem.hidden_size});
-  }
-  return list;
-}
-
-// The same of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer, null
-// where it is None.
+// weight_entries of a list of arrays, for a call that must not go on with anything else; get turns one into a pointer,
+// null where it is None.
 template <class Entry, class Get>
 std::vector<Entry> weight_list(const Problem& problem, const py::list& arrays, Get&& get) {
   if (arrays.size() != weight_count(problem)) throw py::value_error("_core: wrong number of weight arrays");

@@ -13,6 +13,7 @@
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 #include "fastrnn.h"
+#include "problem.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -26,37 +27,6 @@ std::vector<Weights> input_weights(const Problem& problem, const py::list& array
   });
 }
 
-// As Python spells CellType and Dtype.
-constexpr const char* kCellNames[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
-constexpr const char* kDtypeNames[] = {"float32", "float64"};
-
-template <size_t n>
-int index_of(const char* const (&names)[n], const std::string& name, const char* what) {
-  for (size_t i = 0; i < n; i++) {
-    if (name == names[i]) return int(i);
-  }
-  throw py::value_error(std::string("_core: unknown ") + what + " '" + name + "'");
-}
-
-Problem make_problem(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
-                     int64_t proj_size, int64_t num_layers, bool bidirectional, bool bias) {
-  Problem p;
-  p.cell = CellType(index_of(kCellNames, cell, "cell"));
-  p.dtype = Dtype(index_of(kDtypeNames, dtype, "dtype"));
-  const int64_t most = int64_t(1) << 40;  // products of two sizes stay within 64 bits
-  if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0 || input_size > most || hidden_size > most ||
-      num_layers > most || proj_size >= hidden_size || (proj_size && p.cell != CellType::lstm)) {
-    throw py::value_error("_core: sizes out of range");
-  }
-  p.input_size = input_size;
-  p.hidden_size = hidden_size;
-  p.proj_size = proj_size;
-  p.num_layers = num_layers;
-  p.directions = bidirectional ? 2 : 1;
-  p.bias = bias;
-  return p;
-}
-
 void check_probe(int threads, double seconds) {
   if (threads < 1 || threads > kMaxThreads || !(seconds >= 0 && seconds < 1e6)) {
     throw py::value_error("_core: threads or seconds out of range");
@@ -65,14 +35,9 @@ void check_probe(int threads, double seconds) {
 
 // x of a forward pass: an array (T, B, I), or a tuple (address, T, B, packed).
 const void* sequence(const Problem& problem, const py::object& x, Batch& batch) {
-  const auto count = [](int64_t T, int64_t B) {
-    if (T < 0 || B < 0 || T > INT32_MAX || B > INT32_MAX || T * B >= (int64_t(1) << 40)) {
-      throw py::value_error("_core: more than 2**31 - 1 steps or rows");
-    }
-  };
   if (py::isinstance<py::tuple>(x)) {
     const auto [pointer, T, B, packed] = x.cast<std::tuple<py::int_, int64_t, int64_t, bool>>();
-    count(T, B);
+    check_count(T, B);
     batch.seq_len = T;
     batch.batch = B;
     batch.packed = packed;
@@ -81,7 +46,7 @@ const void* sequence(const Problem& problem, const py::object& x, Batch& batch) 
   if (!py::isinstance<py::array>(x)) throw py::type_error("_core: x must be an array");
   const auto array = py::reinterpret_borrow<py::array>(x);
   if (array.ndim() != 3) throw py::value_error("_core: x must have three dimensions");
-  count(array.shape(0), array.shape(1));
+  check_count(array.shape(0), array.shape(1));
   batch.seq_len = array.shape(0);
   batch.batch = array.shape(1);
   return input(problem, x, "x", {batch.seq_len, batch.batch, problem.input_size});
@@ -303,19 +268,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace fastrnn;
   m.doc() = "Fused recurrent kernels; use fastrnn's layers or fastrnn.functional instead.";
 
-  py::class_<Problem>(m, "Problem")
-      .def(py::init(&make_problem), "cell"_a, "dtype"_a, "input_size"_a, "hidden_size"_a, "proj_size"_a, "num_layers"_a,
-           "bidirectional"_a, "bias"_a)
-      .def_property_readonly("cell", [](const Problem& p) { return kCellNames[int(p.cell)]; })
-      .def_property_readonly("dtype", [](const Problem& p) { return kDtypeNames[int(p.dtype)]; })
-      .def_readonly("input_size", &Problem::input_size)
-      .def_readonly("hidden_size", &Problem::hidden_size)
-      .def_readonly("proj_size", &Problem::proj_size)
-      .def_readonly("num_layers", &Problem::num_layers)
-      .def_property_readonly("bidirectional", [](const Problem& p) { return p.directions == 2; })
-      .def_readonly("bias", &Problem::bias)
-      .def_readonly("directions", &Problem::directions)
-      .def_property_readonly("state_size", &Problem::state_size);
+  bind_problem(m, kCpuDtypes);
 
   py::class_<Memory, std::shared_ptr<Memory>>(m, "Memory").def(py::init<>());
 
@@ -351,7 +304,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "peak_flops",
       [](const std::string& dtype, int threads, double seconds) {
-        const Dtype of = Dtype(index_of(kDtypeNames, dtype, "dtype"));
+        const Dtype of = dtype_of(dtype, kCpuDtypes);
         check_probe(threads, seconds);
         py::gil_scoped_release release;
         return peak_flops(of, threads, seconds);

@@ -16,7 +16,7 @@ class Memory;  // cpu/memory.h: whose cached buffers a call may use
 
 enum class CellType { lstm, gru, rnn_tanh, rnn_relu };
 constexpr int kCellTypes = 4;
-enum class Dtype { float32, float64 };
+enum class Dtype { float32, float64, float16, bfloat16 };  // the last two on GPUs only
 
 struct Problem {
   CellType cell = CellType::lstm;
@@ -29,7 +29,7 @@ struct Problem {
   int64_t layer_input_size(int64_t layer) const { return layer ? directions * state_size() : input_size; }
   int64_t gates() const { return cell == CellType::lstm ? 4 : cell == CellType::gru ? 3 : 1; }
   bool has_cell_state() const { return cell == CellType::lstm; }
-  size_t element_size() const { return dtype == Dtype::float32 ? 4 : 8; }
+  size_t element_size() const { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 };
 
 // One layer and direction. w_ih (G*H, layer input size), w_hh (G*H, P), b_ih and b_hh (G*H) or null, w_hr (P, H) or

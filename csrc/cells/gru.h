@@ -16,7 +16,7 @@ struct GruCell {
   // that W_ih feeds (1..3) are both contiguous.
   static constexpr int kSlots = 4;
   static constexpr int kXSlot = 1, kHSlot = 0;
-  static constexpr int gate_of_slot(int slot) { return slot == 0 ? 2 : slot - 1; }
+  static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return slot == 0 ? 2 : slot - 1; }
 
   static FASTRNN_INLINE void forward(V* slot, V h_prev, V /*c_prev*/, V& /*c*/, V& h) {
     slot[1] = Math::sigmoid(slot[1]);

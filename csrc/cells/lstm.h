@@ -16,7 +16,7 @@ struct LstmCell {
   static constexpr int kGates = 4;
   static constexpr int kSlots = 4;  // i f g o; both W_ih x and W_hh h feed all four
   static constexpr int kXSlot = 0, kHSlot = 0;
-  static constexpr int gate_of_slot(int slot) { return slot; }
+  static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return slot; }
 
   static FASTRNN_INLINE void forward(V* slot, V /*h_prev*/, V c_prev, V& c, V& h) {
     slot[0] = Math::sigmoid(slot[0]);

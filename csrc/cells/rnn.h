@@ -13,7 +13,7 @@ struct RnnCell {
   static constexpr int kGates = 1;
   static constexpr int kSlots = 1;
   static constexpr int kXSlot = 0, kHSlot = 0;
-  static constexpr int gate_of_slot(int slot) { return slot; }
+  static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return slot; }
 
   static FASTRNN_INLINE void forward(V* slot, V /*h_prev*/, V /*c_prev*/, V& /*c*/, V& h) {
     h = kRelu ? Math::relu(slot[0]) : Math::tanh(slot[0]);
