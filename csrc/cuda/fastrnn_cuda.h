@@ -1,0 +1,39 @@
+// The C++ API of fastrnn on GPUs: the passes of fastrnn.h on arrays in device memory. Everything is enqueued on the
+// stream and nothing waits; nothing is allocated: the caller brings the reserve and the workspace, as many bytes as
+// `sizes` says, aligned to 256.
+#pragma once
+
+#include "fastrnn.h"
+
+namespace fastrnn {
+namespace cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+struct Sizes {
+  size_t reserve, forward_workspace, backward_workspace;  // bytes; without training the first and last are 0
+};
+
+// Of batch only the two sizes matter. Independent of what the arrays hold.
+Sizes sizes(const Problem& problem, const Batch& batch, bool dropout, bool training);
+
+// As forward and backward in fastrnn.h; lengths and resets stand in device memory too, and rows are never packed.
+// Products of float32 go through TF32 if tf32.
+struct Call {
+  Problem problem;
+  Batch batch;
+  Dropout dropout;
+  bool tf32 = false;
+  void* reserve = nullptr;  // null: not training
+  void* workspace = nullptr;
+  Stream stream = nullptr;
+};
+
+void forward(const Call& call, const std::vector<Weights>& weights, const ForwardArrays& arrays);
+
+// The call as it was given to forward, but for workspace and stream.
+void backward(const Call& call, const std::vector<Weights>& weights, const BackwardArrays& arrays,
+              const std::vector<WeightGrads>& grads);
+
+}  // namespace cuda
+}  // namespace fastrnn

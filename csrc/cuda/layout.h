@@ -1,0 +1,128 @@
+// Where things stand in the reserve and the workspaces of the general path. A layout made at address null tells its
+// size.
+#pragma once
+
+#include "cuda/fastrnn_cuda.h"
+
+namespace fastrnn {
+namespace cuda {
+
+// What of a cell the host needs to know: see cells/lstm.h.
+struct CellShape {
+  int gates, slots, x_slot, h_slot, first_h_gate;  // the gate of slot h_slot; those of later slots follow each other
+  bool has_c;
+};
+inline CellShape cell_shape(CellType cell) {
+  switch (cell) {
+    case CellType::lstm:
+      return {4, 4, 0, 0, 0, true};
+    case CellType::gru:
+      return {3, 4, 1, 0, 2, false};
+    default:
+      return {1, 1, 0, 0, 0, false};
+  }
+}
+
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+  template <class T>
+  T* take(int64_t n, bool wanted = true) {
+    if (!wanted) return nullptr;
+    T* at = reinterpret_cast<T*>(base_ + size_);
+    size_ += (size_t(n) * sizeof(T) + 255) & ~size_t(255);
+    return at;
+  }
+  size_t size() const { return size_; }
+
+ private:
+  uintptr_t base_;  // 0: only the size is asked for
+  size_t size_ = 0;
+};
+
+struct Extents {
+  Extents(const Problem& p, const Batch& b)
+      : T(b.seq_len),
+        B(b.batch),
+        rows(T * B),
+        H(p.hidden_size),
+        P(p.state_size()),
+        width(p.directions * P),
+        states(p.num_layers * p.directions),
+        cell(cell_shape(p.cell)),
+        projected(p.proj_size > 0) {}
+  int64_t T, B, rows, H, P, width, states;  // width: of a layer's output
+  CellShape cell;
+  bool projected;
+};
+
+// What forward keeps for backward.
+template <class N>
+struct Reserve {
+  using T = typename N::Storage;
+  using Sum = typename N::Sum;
+  struct Scan {  // of one layer in one direction
+    T* slots;    // (T, B, slots, H)
+    Sum* c;      // (T, B, H)
+    T* hidden;   // (T, B, H): what is projected
+  };
+  Reserve(const Problem& p, const Extents& e, void* base) : arena(base) {
+    h_0 = arena.template take<T>(e.states * e.B * e.P);
+    c_0 = arena.template take<Sum>(e.states * e.B * e.H, e.cell.has_c);
+    for (int64_t i = 0; i < e.states; i++) {
+      scans.push_back({arena.template take<T>(e.rows * e.cell.slots * e.H),
+                       arena.template take<Sum>(e.rows * e.H, e.cell.has_c),
+                       arena.template take<T>(e.rows * e.H, e.projected)});
+    }
+    for (int64_t i = 0; i + 1 < p.num_layers; i++) outputs.push_back(arena.template take<T>(e.rows * e.width));
+  }
+  Arena arena;
+  T* h_0;  // (L*D, B, P)
+  Sum* c_0;
+  std::vector<Scan> scans;
+  std::vector<T*> outputs;  // (T, B, D*P) of every layer but the last, before dropout
+};
+
+template <class N>
+struct ForwardWorkspace {
+  using T = typename N::Storage;
+  using Sum = typename N::Sum;
+  ForwardWorkspace(const Problem& p, const Extents& e, bool dropout, bool training, void* base) : arena(base) {
+    gates = arena.template take<T>(e.rows * e.cell.gates * e.H, !training);
+    hidden = arena.template take<T>(e.B * e.H, !training && e.projected);
+    c = arena.template take<Sum>(e.B * e.H, e.cell.has_c);
+    dropped = arena.template take<T>(e.rows * e.width, dropout && p.num_layers > 1);
+    for (int i = 0; i < 2; i++)
+      outputs[i] = arena.template take<T>(e.rows * e.width, !training && p.num_layers > i + 1);
+  }
+  Arena arena;
+  T *gates, *hidden, *dropped, *outputs[2];
+  Sum* c;
+};
+
+template <class N>
+struct BackwardWorkspace {
+  using T = typename N::Storage;
+  using Sum = typename N::Sum;
+  BackwardWorkspace(const Problem& p, const Extents& e, bool dropout, void* base) : arena(base) {
+    dslots = arena.template take<T>(e.rows * e.cell.slots * e.H);
+    w_hh = arena.template take<T>(e.P * e.cell.gates * e.H);
+    w_hr = arena.template take<T>(e.H * e.P, e.projected);
+    previous = arena.template take<T>(e.rows * e.P);
+    dh = arena.template take<T>(e.rows * e.P, e.projected);
+    direct = arena.template take<Sum>(e.B * e.P);
+    dc = arena.template take<Sum>(e.B * e.H, e.cell.has_c);
+    dropped = arena.template take<T>(e.rows * e.width, dropout && p.num_layers > 1);
+    for (int i = 0; i < 2; i++) doutputs[i] = arena.template take<T>(e.rows * e.width, p.num_layers > i + 1);
+  }
+  Arena arena;
+  T* dslots;         // (T, B, slots, H)
+  T *w_hh, *w_hr;    // (P, G*H) with gates in the order of the slots; (H, P)
+  T *previous, *dh;  // (T, B, P): the states that steps started from; gradients of what projections gave
+  Sum *direct, *dc;  // (B, P), (B, H)
+  T* dropped;
+  T* doutputs[2];  // (T, B, D*P)
+};
+
+}  // namespace cuda
+}  // namespace fastrnn
