@@ -1,13 +1,24 @@
 """Settings shared by all tests."""
 
 import os
+import sys
 
 # NumPy's own threads would spin against the tests' on a busy machine, and make the reference ten times slower. Only
 # effective before NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
+import pytest
 
 # Derandomized: the same examples in every run, so that a failure is the commit's and not the day's.
 hypothesis.settings.register_profile("fastrnn", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("fastrnn")
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    """As if fastrnn had been built without CUDA."""
+    import fastrnn
+
+    monkeypatch.delattr(fastrnn, "_cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "fastrnn._cuda", None)

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 import fastrnn
 from fastrnn import _core, config
+
+pytestmark = pytest.mark.usefixtures("without_cuda")
 
 
 def test_dicts_say_what_the_core_says():
@@ -43,6 +46,17 @@ def test_text_is_printed(capsys):
     assert str(fastrnn.get_num_threads()) in lines["threads"]
     assert "not available: this fastrnn was built without CUDA" in lines["cuda"]
     assert "numpy" in lines["libraries"]
+
+
+def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fastrnn._cuda", types.SimpleNamespace(build="CUDA 13.0 for 80,90a-real"))
+    monkeypatch.setattr(fastrnn, "_cuda", sys.modules["fastrnn._cuda"], raising=False)
+    found = fastrnn.show_config(mode="dicts")["cuda"]
+    assert found["built"] is True
+    assert found["build"] == "CUDA 13.0 for 80,90a-real"
+    assert found["missing"][0] == "layers cannot use GPUs yet in this version"
+    fastrnn.show_config()
+    assert "built with CUDA 13.0 for 80,90a-real, not available: layers cannot" in capsys.readouterr().out
 
 
 def test_unknown_mode():

@@ -111,6 +111,7 @@ def test_constructor(call, error, message):
     raised(call, error, message)
 
 
+@pytest.mark.usefixtures("without_cuda")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:12"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cuda_names_what_is_missing(device, dtype):

@@ -93,7 +93,13 @@ def collect() -> dict[str, Any]:
             "count": _core.get_num_threads(),
             "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         },
-        "cuda": {"built": False, "missing": missing_for_cuda(), "driver": cuda_driver(), "devices": cuda_devices()},
+        "cuda": {
+            "built": cuda_build() is not None,
+            "build": cuda_build(),
+            "missing": missing_for_cuda(),
+            "driver": cuda_driver(),
+            "devices": cuda_devices(),
+        },
         "libraries": libraries(),
     }
 
@@ -108,7 +114,8 @@ def describe(config: dict[str, Any]) -> Iterator[str]:
         "compiler": machine["compiler"],
         "isa": f"{isa['in_use']} (compiled: {', '.join(isa['compiled'])}; available: {', '.join(isa['available'])})",
         "threads": str(threads["count"]) + (f" ({variables})" if variables else ""),
-        "cuda": f"not available: {'; '.join(cuda['missing'])}",
+        "cuda": (f"built with {cuda['build']}, " if cuda["built"] else "")
+        + f"not available: {'; '.join(cuda['missing'])}",
         "driver": cuda["driver"] or "no NVIDIA driver found",
         "devices": ", ".join(cuda["devices"]) or "none",
         "libraries": ", ".join(f"{name} {number or 'not found'}" for name, number in config["libraries"].items()),
@@ -138,10 +145,21 @@ def _installed(distribution: str) -> str | None:
 
 def missing_for_cuda() -> list[str]:
     """Why device="cuda" cannot be used."""
-    missing = ["this fastrnn was built without CUDA"]
+    built = cuda_build() is not None
+    # The kernels are there, and tested; what hands them the arrays of CuPy and torch is not.
+    missing = ["layers cannot use GPUs yet in this version" if built else "this fastrnn was built without CUDA"]
     if cuda_driver() is None:
         missing.append("no NVIDIA driver found on this machine")
     return missing
+
+
+def cuda_build() -> str | None:
+    """The CUDA and the GPUs that the kernels were compiled with and for, None without them. Needs no driver."""
+    try:
+        from . import _cuda  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return str(_cuda.build)
 
 
 def cuda_driver() -> str | None:
