@@ -191,7 +191,7 @@ class Ours:
     def __init__(self, cell: str, number: str, layer: Any, x: Any, dy: Any, training: bool) -> None:
         import torch
 
-        from fastrnn import _cuda  # type: ignore[attr-defined]
+        from fastrnn import _cuda
 
         self._cuda, self._torch, self._training, self._x, self._dy = _cuda, torch, training, x, dy
         self._T, self._B, _ = x.shape

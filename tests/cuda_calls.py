@@ -89,7 +89,7 @@ def device() -> Emulation | Gpu | None:
     try:
         import torch
 
-        from fastrnn import _cuda  # type: ignore[attr-defined]
+        from fastrnn import _cuda
     except ImportError:
         return None
     return Gpu(_cuda, torch) if torch.cuda.is_available() else None

@@ -156,10 +156,10 @@ def missing_for_cuda() -> list[str]:
 def cuda_build() -> str | None:
     """The CUDA and the GPUs that the kernels were compiled with and for, None without them. Needs no driver."""
     try:
-        from . import _cuda  # type: ignore[attr-defined]
+        from . import _cuda
     except ImportError:
         return None
-    return str(_cuda.build)
+    return _cuda.build
 
 
 def cuda_driver() -> str | None:

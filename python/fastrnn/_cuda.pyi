@@ -1,0 +1,71 @@
+"""The compiled part for GPUs, where it was built. Arrays are addresses in device memory, for which callers vouch.
+
+Nothing is allocated and nothing waits: results are there when the stream is done.
+"""
+
+from collections.abc import Sequence
+
+#: What it was compiled with and for.
+build: str
+
+class Problem:
+    """One recurrent stack: cell "lstm", "gru", "rnn_tanh" or "rnn_relu"; dtype "float32", "float64", "float16" or
+    "bfloat16"."""
+
+    def __init__(
+        self,
+        cell: str,
+        dtype: str,
+        input_size: int,
+        hidden_size: int,
+        proj_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        bias: bool,
+    ) -> None: ...
+
+class Options:
+    """Of a forward pass and its backward: lengths (B,) of int64, resets (T, B) of bytes, dropout, TF32 for float32."""
+
+    def __init__(
+        self, lengths: int | None, resets: int | None, dropout: float, dropout_seed: int, tf32: bool
+    ) -> None: ...
+
+def sizes(problem: Problem, seq_len: int, batch: int, dropout: float, training: bool) -> tuple[int, int, int]:
+    """Bytes of the reserve, of forward's workspace and of backward's. Each must be aligned to 256."""
+
+def forward(
+    problem: Problem,
+    seq_len: int,
+    batch: int,
+    x: int,
+    h_0: int | None,
+    c_0: int | None,
+    weights: Sequence[int],
+    options: Options,
+    out: tuple[int, int, int | None],
+    reserve: int | None,
+    workspace: int,
+    stream: int,
+) -> None:
+    """out: y, h_n, c_n. reserve None: not training."""
+
+def backward(
+    problem: Problem,
+    seq_len: int,
+    batch: int,
+    x: int,
+    y: int,
+    weights: Sequence[int],
+    options: Options,
+    dy: int | None,
+    dh_n: int | None,
+    dc_n: int | None,
+    out: tuple[int | None, int | None, int | None],
+    dweights: Sequence[int | None],
+    reserve: int,
+    workspace: int,
+    stream: int,
+    accumulate: bool = True,
+) -> None:
+    """out: dx, dh_0, dc_0. reserve, x, y, weights and options are those of forward."""
