@@ -20,7 +20,7 @@ inline int index_of(const char* const* names, int n, const std::string& name, co
   for (int i = 0; i < n; i++) {
     if (name == names[i]) return i;
   }
-  throw py::value_error(std::string("_core: unknown ") + what + " '" + name + "'");
+  throw py::value_error(std::string("fastrnn: unknown ") + what + " '" + name + "'");
 }
 
 inline Dtype dtype_of(const std::string& name, int dtypes) {
@@ -35,7 +35,7 @@ inline Problem make_problem(const std::string& cell, Dtype dtype, int64_t input_
   const int64_t most = int64_t(1) << 40;  // products of two sizes stay within 64 bits
   if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0 || input_size > most || hidden_size > most ||
       num_layers > most || proj_size >= hidden_size || (proj_size && p.cell != CellType::lstm)) {
-    throw py::value_error("_core: sizes out of range");
+    throw py::value_error("fastrnn: sizes out of range");
   }
   p.input_size = input_size;
   p.hidden_size = hidden_size;
@@ -48,7 +48,7 @@ inline Problem make_problem(const std::string& cell, Dtype dtype, int64_t input_
 
 inline void check_count(int64_t seq_len, int64_t batch) {
   if (seq_len < 0 || batch < 0 || seq_len > INT32_MAX || batch > INT32_MAX || seq_len * batch >= (int64_t(1) << 40)) {
-    throw py::value_error("_core: more than 2**31 - 1 steps or rows");
+    throw py::value_error("fastrnn: more than 2**31 - 1 steps or rows");
   }
 }
 

@@ -131,6 +131,26 @@ def test_nothing_to_do(cell, T, B):
     helpers.assert_within(cuda_calls.run(device, case, data, "float64"), expected, allowed)
 
 
+@pytest.mark.parametrize("proj_size", [0, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_past_a_rows_end_is_read(cell, proj_size):
+    if proj_size and cell != "lstm":
+        pytest.skip("only an LSTM is projected")
+    case = Case(cell, "float32", T=4, B=5, num_layers=2, bidirectional=True, proj_size=proj_size, lengths=True)
+    data = helpers.draw(case)
+    past = np.arange(case.T)[:, None] >= data.lengths
+    assert past.any()
+    clean = cuda_calls.run(device, case, data, "float32")
+    data.x[past] = np.inf
+    data.dy[past] = np.nan
+    helpers.assert_same_bits(cuda_calls.run(device, case, data, "float32"), clean)
+    # What comes of weights that are not numbers ends there too.
+    data.weights["weight_ih_l0"][:] = np.nan
+    got = cuda_calls.run(device, case, data, "float32")
+    assert not got["y"][past].any()
+    assert not got["dx"][past].any()
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_stays_where_it_belongs(cell):
     case = Case(cell, "float32", T=3, B=18, lengths=True)

@@ -61,9 +61,6 @@ Call make_call(const Problem& problem, int64_t seq_len, int64_t batch, const Opt
 #ifndef FASTRNN_CUDA_MODULE
 #define FASTRNN_CUDA_MODULE _cuda
 #endif
-#ifndef FASTRNN_CUDA_BUILD
-#define FASTRNN_CUDA_BUILD "an unknown build"
-#endif
 
 PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
   using namespace fastrnn;

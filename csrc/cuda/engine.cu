@@ -1,3 +1,5 @@
+#include <stdexcept>
+
 #include "cuda/fastrnn_cuda.h"
 #include "cuda/general.h"
 #include "cuda/numbers.h"
@@ -21,6 +23,10 @@ auto with_numbers(Dtype dtype, bool tf32, Run&& run) {
   }
 }
 
+void check(const Call& call) {
+  if (call.batch.packed) throw std::invalid_argument("fastrnn: rows on GPUs are never packed");
+}
+
 }  // namespace
 
 Sizes sizes(const Problem& problem, const Batch& batch, bool dropout, bool training) {
@@ -35,6 +41,7 @@ Sizes sizes(const Problem& problem, const Batch& batch, bool dropout, bool train
 }
 
 void forward(const Call& call, const std::vector<Weights>& weights, const ForwardArrays& arrays) {
+  check(call);
   with_numbers(call.problem.dtype, call.tf32, [&](auto n) { forward_general<decltype(n)>(call, weights, arrays); });
 }
 

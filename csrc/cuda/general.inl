@@ -43,7 +43,7 @@ int chunk_of(const T* data, int64_t stride, int64_t k_size) {
   return int(all & -all);
 }
 template <class T>
-RowOperand<T> rows_of(const T* data, int64_t stride, int64_t count, int64_t k_size) {
+RowOperand<std::remove_const_t<T>> rows_of(T* data, int64_t stride, int64_t count, int64_t k_size) {
   return {data, stride, count, chunk_of(data, stride, k_size)};
 }
 
@@ -64,7 +64,10 @@ class General {
 
   static const T* in(const void* p) { return static_cast<const T*>(p); }
   static T* out(void* p) { return static_cast<T*>(p); }
-  static const T* offset(const T* p, int64_t by) { return p ? p + by : nullptr; }
+  template <class Number>
+  static Number* offset(Number* p, int64_t by) {
+    return p ? p + by : nullptr;
+  }
 
   template <class To, class From>
   void convert(const From* from, To* to, int64_t n) const {
@@ -155,22 +158,20 @@ class GeneralForward : General<N> {
       step.w_chunk = chunk_of(step.w_hh, e.P, e.P);
       step.x_gates = gates + row * x_stride;
       step.x_stride = x_stride;
-      step.slots = offset_or_null(slots, row * e.cell.slots * e.H);
+      step.slots = offset(slots, row * e.cell.slots * e.H);
       step.c = workspace.c;
       step.c_kept = training && e.cell.has_c ? reserve.scans[size_t(i)].c + row * e.H : nullptr;
       step.out = e.projected ? hidden : h;
       step.out_stride = e.projected ? e.H : e.width;
       launch_step(step);
       if (e.projected) {
-        multiply<N>(rows_of(static_cast<const T*>(hidden), e.H, e.B, e.H), rows_of(in(w.w_hr), e.H, e.P, e.H), e.H, h,
-                    e.width, false, stream);
+        multiply<N>(rows_of(hidden, e.H, e.B, e.H), rows_of(in(w.w_hr), e.H, e.P, e.H), e.H, h, e.width, false, stream,
+                    rows, row);
       }
     }
     run_pointwise(e.B * e.P, stream, FinalState<T>{rows, e.P, y, e.width, h_0, out(a.h_n) + i * e.B * e.P});
     if (e.cell.has_c) this->convert(workspace.c, out(a.c_n) + i * e.B * e.H, e.B * e.H);
   }
-
-  static T* offset_or_null(T* p, int64_t by) { return p ? p + by : nullptr; }
 
   void launch_step(ForwardStep<N>& step) const {
     const StepBlocks blocks(e.H, e.B);
@@ -247,13 +248,17 @@ class GeneralBackward : General<N> {
     const PreviousState<T> h{rows, 0, y + d * e.P, e.width, h_0, e.P, 0};
     const PreviousState<Sum> c{rows, 0, kept.c, e.H, e.cell.has_c ? reserve.c_0 + i * e.B * e.H : nullptr, e.H, 0};
 
-    transpose(in(w.w_hh), workspace.w_hh, e.P, G * e.H, e.cell.first_h_gate);
-    if (e.projected) transpose(in(w.w_hr), workspace.w_hr, e.H, e.P, 0);
+    const int64_t gates_size = G * e.H;
+    write_transposed<T>(RotatedBlocks<T>{in(w.w_hh), e.P, e.H, e.cell.first_h_gate}, gates_size, e.P, workspace.w_hh_t,
+                        gates_size, stream);
+    if (e.projected) {
+      write_transposed<T>(rows_of(in(w.w_hr), e.H, e.P, e.H), e.P, e.H, workspace.w_hr_t, e.P, stream);
+    }
     this->convert(offset(in(a.dh_n), i * e.B * e.P), workspace.direct, e.B * e.P);
     if (e.cell.has_c) this->convert(offset(in(a.dc_n), i * e.B * e.H), workspace.dc, e.B * e.H);
 
     const T* h_gates = workspace.dslots + e.cell.h_slot * e.H;
-    NextGates<T> gates{rows, 0, false, h_gates, slots_stride, chunk_of(h_gates, slots_stride, G * e.H)};
+    NextGates<T> gates{rows, 0, false, h_gates, slots_stride, chunk_of(h_gates, slots_stride, gates_size)};
     for (int64_t n = 0; n < e.T; n++) {
       const int64_t t = rows.reverse ? n : e.T - 1 - n, row = t * e.B;
       const T* dy_t = offset(dy, row * e.width + d * e.P);
@@ -261,64 +266,70 @@ class GeneralBackward : General<N> {
       if (e.projected) {
         T* dh = workspace.dh + row * e.P;
         launch_state(gates, dy_t, dh);
-        launch_step(t, rows_of(static_cast<const T*>(dh), e.P, e.B, e.P), workspace.w_hr, e.P, nullptr, nullptr, kept,
-                    h, c);
+        launch_step(t, rows_of(dh, e.P, e.B, e.P), workspace.w_hr_t, e.P, nullptr, nullptr, kept, h, c);
       } else {
-        launch_step(t, gates, workspace.w_hh, G * e.H, dy_t, workspace.direct, kept, h, c);
+        launch_step(t, gates, workspace.w_hh_t, gates_size, dy_t, workspace.direct, kept, h, c);
       }
     }
     gates.at_start = true;
     if (a.dh_0) launch_state(gates, nullptr, out(a.dh_0) + i * e.B * e.P);
     if (e.cell.has_c && a.dc_0) this->convert(workspace.dc, out(a.dc_0) + i * e.B * e.H, e.B * e.H);
 
-    const T* x_gates = workspace.dslots + e.cell.x_slot * e.H;
     if (dx) {
-      multiply<N>(rows_of(x_gates, slots_stride, e.rows, G * e.H), ColumnOperand<T>{in(w.w_ih), I, I}, G * e.H, dx, I,
-                  d > 0, stream);
+      write_transposed<T>(rows_of(in(w.w_ih), I, gates_size, I), gates_size, I, workspace.w_ih_t, gates_size, stream);
+      const T* x_gates = workspace.dslots + e.cell.x_slot * e.H;
+      multiply<N>(rows_of(x_gates, slots_stride, e.rows, gates_size),
+                  rows_of(workspace.w_ih_t, gates_size, I, gates_size), gates_size, dx, I, d > 0, stream, rows);
     }
-    weight_gradients(grads[size_t(i)], x, I, x_gates, h_gates, h, kept);
+    weight_gradients(grads[size_t(i)], LiveRows<T>{rows, x, I}, I, h, kept);
   }
 
-  void weight_gradients(const WeightGrads& dw, const T* x, int64_t I, const T* x_gates, const T* h_gates,
-                        const PreviousState<T>& h, const typename Reserve<N>::Scan& kept) const {
-    const int64_t slots_stride = e.cell.slots * e.H, G = e.cell.gates;
-    // First those of one gate, whose rows may stand elsewhere than their slots, then the others, which follow it.
-    const auto each_part = [&](auto&& part) {
-      part(0, int64_t(e.cell.first_h_gate), 1);
-      part(1, e.cell.first_h_gate ? 0 : 1, G - 1);
+  void weight_gradients(const WeightGrads& dw, const LiveRows<T>& x, int64_t I, const PreviousState<T>& h,
+                        const typename Reserve<N>::Scan& kept) const {
+    const int64_t slots_size = e.cell.slots * e.H, G = e.cell.gates;
+    const auto transposed = [&](const auto& source, int64_t columns, T* to) {
+      write_transposed<T>(source, e.rows, columns, to, e.stride, stream);
     };
-    if (dw.w_ih) add_outer(x_gates, slots_stride, G * e.H, x, I, I, out(dw.w_ih));
+    // Gates of consecutive slots to consecutive rows.
+    const auto add_products = [&](int64_t slot, int64_t count, int64_t columns, T* to) {
+      add_outer(workspace.dslots_t + slot * e.H * e.stride, count * e.H, columns, to);
+    };
+    const auto add_sums = [&](int64_t slot, int64_t count, T* to) {
+      sum_rows<N>({workspace.dslots_t + slot * e.H * e.stride, e.rows, e.stride, count * e.H, to, a.accumulate},
+                  stream);
+    };
+    // The gate of the first slot that W_hh feeds may stand elsewhere among W_hh's rows; the others follow each other.
+    const auto each_h_part = [&](auto&& part) {
+      if (e.cell.first_h_gate == 0) return part(e.cell.h_slot, 0, G);
+      part(e.cell.h_slot, e.cell.first_h_gate, 1);
+      part(e.cell.h_slot + 1, 0, G - 1);
+    };
+    transposed(rows_of(workspace.dslots, slots_size, e.rows, slots_size), slots_size, workspace.dslots_t);
+    if (dw.w_ih) {
+      transposed(x, I, workspace.inputs_t);
+      add_products(e.cell.x_slot, G, I, out(dw.w_ih));
+    }
     if (dw.w_hh) {
-      run_pointwise(e.rows * e.P, stream, PreviousStates<T>{h, workspace.previous});
-      each_part([&](int64_t slot, int64_t gate, int64_t count) {
-        add_outer(h_gates + slot * e.H, slots_stride, count * e.H, workspace.previous, e.P, e.P,
-                  out(dw.w_hh) + gate * e.H * e.P);
+      transposed(PreviousStates<T>{h}, e.P, workspace.inputs_t);
+      each_h_part([&](int64_t slot, int64_t gate, int64_t count) {
+        add_products(slot, count, e.P, out(dw.w_hh) + gate * e.H * e.P);
       });
     }
-    if (dw.b_ih) add_sums(x_gates, G * e.H, out(dw.b_ih));
+    if (dw.b_ih) add_sums(e.cell.x_slot, G, out(dw.b_ih));
     if (dw.b_hh) {
-      each_part([&](int64_t slot, int64_t gate, int64_t count) {
-        add_sums(h_gates + slot * e.H, count * e.H, out(dw.b_hh) + gate * e.H);
-      });
+      each_h_part([&](int64_t slot, int64_t gate, int64_t count) { add_sums(slot, count, out(dw.b_hh) + gate * e.H); });
     }
-    if (dw.w_hr) add_outer(workspace.dh, e.P, e.P, kept.hidden, e.H, e.H, out(dw.w_hr));
+    if (dw.w_hr) {
+      transposed(rows_of(workspace.dh, e.P, e.rows, e.P), e.P, workspace.dslots_t);
+      transposed(rows_of(kept.hidden, e.H, e.rows, e.H), e.H, workspace.inputs_t);
+      add_outer(workspace.dslots_t, e.P, e.H, out(dw.w_hr));
+    }
   }
 
-  // out (m, n) += sum over all rows of a (rows, m)^T b (rows, n).
-  void add_outer(const T* a_rows, int64_t a_stride, int64_t m, const T* b_rows, int64_t b_stride, int64_t n,
-                 T* to) const {
-    multiply<N>(ColumnOperand<T>{a_rows, a_stride, m}, ColumnOperand<T>{b_rows, b_stride, n}, e.rows, to, n,
-                a.accumulate, stream);
-  }
-
-  void add_sums(const T* gates, int64_t columns, T* to) const {
-    if (!columns) return;
-    add_column_sums<N>({gates, e.rows, e.cell.slots * e.H, columns, to, a.accumulate}, stream);
-  }
-
-  // to (columns, rows) from (rows, columns).
-  void transpose(const T* from, T* to, int64_t columns, int64_t rows, int64_t first_block) const {
-    run_pointwise(columns * rows, stream, Transpose<T>{from, to, columns, rows, first_block ? e.H : rows, first_block});
+  // to (m, n) += sum over all rows of gates (m, rows) times inputs_t (n, rows).
+  void add_outer(const T* gates, int64_t m, int64_t n, T* to) const {
+    multiply<N>(rows_of(gates, e.stride, m, e.stride), rows_of(workspace.inputs_t, e.stride, n, e.stride), e.stride, to,
+                n, a.accumulate, stream);
   }
 
   void launch_state(const NextGates<T>& gates, const T* dy, T* to) const {
@@ -326,8 +337,8 @@ class GeneralBackward : General<N> {
     const int64_t k = e.cell.gates * e.H;
     launch(state_gradient<N>, dim3(unsigned(blocks.units * blocks.rows)), kThreads, BackwardTile<N>::kSharedBytes,
            stream,
-           StateGradient<N>{e.P, k, blocks.units, workspace.w_hh, chunk_of(workspace.w_hh, k, k), gates, dy, e.width,
-                            workspace.direct, to});
+           StateGradient<N>{e.P, k, blocks.units, workspace.w_hh_t, chunk_of(workspace.w_hh_t, k, k), gates, dy,
+                            e.width, workspace.direct, to});
   }
 
   template <class Source>
@@ -351,7 +362,7 @@ class GeneralBackward : General<N> {
     step.h = h;
     step.c_prev = c;
     step.h.t = step.c_prev.t = t;
-    step.c = offset_sum(kept.c, row * e.H);
+    step.c = offset(kept.c, row * e.H);
     step.dslots = workspace.dslots + row * e.cell.slots * e.H;
     with_cell(p.cell, [&](auto tag) {
       using Tag = decltype(tag);
@@ -367,8 +378,6 @@ class GeneralBackward : General<N> {
              BackwardTile<N>::kSharedBytes, stream, step);
     }
   }
-
-  static const Sum* offset_sum(const Sum* p, int64_t by) { return p ? p + by : nullptr; }
 
   const BackwardArrays& a;
   const std::vector<WeightGrads>& grads;

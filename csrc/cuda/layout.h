@@ -2,6 +2,8 @@
 // size.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/fastrnn_cuda.h"
 
 namespace fastrnn {
@@ -49,9 +51,15 @@ struct Extents {
         P(p.state_size()),
         width(p.directions * P),
         states(p.num_layers * p.directions),
+        most_input(std::max(p.input_size, p.num_layers > 1 ? width : 0)),
+        stride((rows + 7) / 8 * 8),
         cell(cell_shape(p.cell)),
         projected(p.proj_size > 0) {}
-  int64_t T, B, rows, H, P, width, states;  // width: of a layer's output
+  int64_t T, B, rows, H, P;
+  int64_t width;       // of a layer's output
+  int64_t states;      // L*D
+  int64_t most_input;  // of any layer
+  int64_t stride;      // from row to row of what is transposed: rows, aligned for copies of 16 bytes
   CellShape cell;
   bool projected;
 };
@@ -105,10 +113,13 @@ struct BackwardWorkspace {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
   BackwardWorkspace(const Problem& p, const Extents& e, bool dropout, void* base) : arena(base) {
-    dslots = arena.template take<T>(e.rows * e.cell.slots * e.H);
-    w_hh = arena.template take<T>(e.P * e.cell.gates * e.H);
-    w_hr = arena.template take<T>(e.H * e.P, e.projected);
-    previous = arena.template take<T>(e.rows * e.P);
+    const int64_t slots = e.cell.slots * e.H, gates = e.cell.gates * e.H;
+    dslots = arena.template take<T>(e.rows * slots);
+    dslots_t = arena.template take<T>(slots * e.stride);
+    inputs_t = arena.template take<T>(std::max({e.most_input, e.P, e.projected ? e.H : 0}) * e.stride);
+    w_ih_t = arena.template take<T>(e.most_input * gates);
+    w_hh_t = arena.template take<T>(e.P * gates);
+    w_hr_t = arena.template take<T>(e.H * e.P, e.projected);
     dh = arena.template take<T>(e.rows * e.P, e.projected);
     direct = arena.template take<Sum>(e.B * e.P);
     dc = arena.template take<Sum>(e.B * e.H, e.cell.has_c);
@@ -116,10 +127,11 @@ struct BackwardWorkspace {
     for (int i = 0; i < 2; i++) doutputs[i] = arena.template take<T>(e.rows * e.width, p.num_layers > i + 1);
   }
   Arena arena;
-  T* dslots;         // (T, B, slots, H)
-  T *w_hh, *w_hr;    // (P, G*H) with gates in the order of the slots; (H, P)
-  T *previous, *dh;  // (T, B, P): the states that steps started from; gradients of what projections gave
-  Sum *direct, *dc;  // (B, P), (B, H)
+  T *dslots, *dslots_t;         // (T, B, slots, H) and transposed
+  T* inputs_t;                  // of x, h or what is projected, transposed
+  T *w_ih_t, *w_hh_t, *w_hr_t;  // transposed; w_hh with its gates in the order of the slots
+  T* dh;                        // (T, B, P): gradients of what projections gave
+  Sum *direct, *dc;             // (B, P), (B, H)
   T* dropped;
   T* doutputs[2];  // (T, B, D*P)
 };

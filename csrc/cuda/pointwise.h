@@ -1,4 +1,4 @@
-// What is done number by number between the products: copies, states, dropout, sums of columns.
+// What is done number by number between the products: copies, states, dropout, sums.
 #pragma once
 
 #include "cuda/numbers.h"
@@ -61,20 +61,6 @@ struct FinalState {
   }
 };
 
-// (T, B, width): the state that each step started from.
-template <class T>
-struct PreviousStates {
-  PreviousState<T> state;  // of any step
-  T* out;
-  FASTRNN_DEVICE void operator()(int64_t i) const {
-    PreviousState<T> s = state;
-    const int64_t row = i / s.width;
-    s.t = row / s.rows.batch;
-    const T* from = s.row(row % s.rows.batch);
-    out[i] = from ? from[i % s.width] : T{};
-  }
-};
-
 // (T, B, width): dropout of each direction's `units`; a thread for four of them.
 template <class T>
 struct Drop {
@@ -97,52 +83,35 @@ struct Drop {
   }
 };
 
-// (to_rows, columns) from rows of `columns`: out[column][i] = in[row_of(i)][column]; blocks of `block` rows, the first
-// of which may be another one of the source.
-template <class T>
-struct Transpose {
-  const T* from;
-  T* to;
-  int64_t columns, rows, block, first_block;  // first_block: where the first block of `to` stands in `from`
-  FASTRNN_DEVICE void operator()(int64_t i) const {
-    const int64_t column = i / rows, row = i % rows;
-    // Blocks rotate: first_block, then the others in their order.
-    const int64_t place = row / block, source = place == 0 ? first_block : place - (place <= first_block);
-    to[i] = from[(source * block + row % block) * columns + column];
-  }
-};
-
-// Sums of the columns of (rows, stride), which become, or are added to, out; a block for kColumnsPerBlock of them.
-constexpr int kColumnsPerBlock = 32;
+// out[i] = or += the sum of n numbers at from + i * stride; a block for each i.
 template <class N>
-struct ColumnSums {
+struct RowSums {
   const typename N::Storage* from;
-  int64_t rows, stride, columns;
+  int64_t n, stride, rows;
   typename N::Storage* out;
   bool add;
 };
 template <class N>
-__global__ void __launch_bounds__(kPointwiseThreads) column_sums(ColumnSums<N> p) {
+__global__ void __launch_bounds__(kPointwiseThreads) row_sums(RowSums<N> p) {
   using Sum = typename N::Sum;
-  constexpr int parts = int(kPointwiseThreads) / kColumnsPerBlock;
-  const int lane = int(threadIdx.x) % kColumnsPerBlock, part = int(threadIdx.x) / kColumnsPerBlock;
-  const int64_t column = int64_t(blockIdx.x) * kColumnsPerBlock + lane;
-  Sum sum = 0;
-  if (column < p.columns) {
-    for (int64_t r = part; r < p.rows; r += parts) sum += to_sum(p.from[r * p.stride + column]);
-  }
   Sum* sums = reinterpret_cast<Sum*>(shared_memory());
-  sums[part * kColumnsPerBlock + lane] = sum;
-  __syncthreads();
-  if (part || column >= p.columns) return;
-  Sum total = p.add ? to_sum(p.out[column]) : Sum(0);
-  for (int i = 0; i < parts; i++) total += sums[i * kColumnsPerBlock + lane];
-  p.out[column] = from_sum<typename N::Storage>(total);
+  const int tid = int(threadIdx.x);
+  const typename N::Storage* row = p.from + int64_t(blockIdx.x) * p.stride;
+  Sum sum = 0;
+  for (int64_t i = tid; i < p.n; i += kPointwiseThreads) sum += to_sum(row[i]);
+  sums[tid] = sum;
+  for (int half = int(kPointwiseThreads) / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (tid < half) sums[tid] += sums[tid + half];
+  }
+  if (tid) return;
+  auto* out = p.out + blockIdx.x;
+  *out = from_sum<typename N::Storage>(p.add ? to_sum(*out) + sums[0] : sums[0]);
 }
 template <class N>
-void add_column_sums(const ColumnSums<N>& sums, cudaStream_t stream) {
-  launch(column_sums<N>, dim3(unsigned((sums.columns + kColumnsPerBlock - 1) / kColumnsPerBlock)), kPointwiseThreads,
-         kPointwiseThreads * sizeof(typename N::Sum), stream, sums);
+void sum_rows(const RowSums<N>& sums, cudaStream_t stream) {
+  launch(row_sums<N>, dim3(unsigned(sums.rows)), kPointwiseThreads, kPointwiseThreads * sizeof(typename N::Sum), stream,
+         sums);
 }
 
 }  // namespace cuda

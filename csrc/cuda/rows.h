@@ -1,5 +1,6 @@
-// Which rows of the batch live at a step, and where each takes its state from. Rows stand as in the user's arrays: row
-// b of step t at t * batch + b. In the reverse direction t falls; a row joins at its last step, with its initial state.
+// Which rows of the batch live at a step, and where each takes its state from. A length that is out of range ends at
+// the last step. Rows stand as in the user's arrays: row b of step t at t * batch + b. In the reverse direction t
+// falls; a row joins at its last step, with its initial state.
 #pragma once
 
 #include "cuda/device.h"
@@ -13,8 +14,10 @@ struct Rows {
   const uint8_t* resets;   // (T, B) or null
   bool reverse;
 
-  FASTRNN_DEVICE int64_t length(int64_t b) const { return lengths ? lengths[b] : seq_len; }
+  FASTRNN_DEVICE int64_t length(int64_t b) const { return lengths && lengths[b] < seq_len ? lengths[b] : seq_len; }
   FASTRNN_DEVICE bool lives(int64_t t, int64_t b) const { return t < length(b); }
+  // Of row b of step t, counted from the first step's.
+  FASTRNN_DEVICE bool lives(int64_t row) const { return !lengths || lives(row / batch, row % batch); }
   FASTRNN_DEVICE bool reset(int64_t t, int64_t b) const { return resets && resets[t * batch + b]; }
   // The step before t and the one after it, in the order of the direction.
   FASTRNN_DEVICE int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
@@ -27,7 +30,6 @@ struct Rows {
 // h_{t-1} or c_{t-1} of the rows of step t: what the step before left, the initial state, or, null, zeros.
 template <class T>
 struct PreviousState {
-  static constexpr bool kTransposed = false;
   Rows rows;
   int64_t t;
   const T* steps;  // (T, B, stride)
@@ -47,7 +49,6 @@ struct PreviousState {
 // the initial state, row by row.
 template <class T>
 struct NextGates {
-  static constexpr bool kTransposed = false;
   Rows rows;
   int64_t t;
   bool at_start;
@@ -60,6 +61,38 @@ struct NextGates {
     const int64_t next = rows.after(at_start ? rows.start(b) : t);
     if (next < 0 || !rows.lives(next, b) || rows.reset(next, b)) return nullptr;
     return gates + (next * rows.batch + b) * stride;
+  }
+};
+
+// Rows of all steps, for products over all of them. Null: rows of zeros.
+
+template <class T>
+struct LiveRows {
+  Rows rows;
+  const T* data;  // (T, B, stride)
+  int64_t stride;
+  FASTRNN_DEVICE const T* row(int64_t row) const { return rows.lives(row) ? data + row * stride : nullptr; }
+};
+
+// The states that steps started from.
+template <class T>
+struct PreviousStates {
+  PreviousState<T> state;  // of any step
+  FASTRNN_DEVICE const T* row(int64_t row) const {
+    PreviousState<T> s = state;
+    s.t = row / s.rows.batch;
+    return s.row(row % s.rows.batch);
+  }
+};
+
+// Blocks of rows, of which number first_block comes first and the others follow in their order.
+template <class T>
+struct RotatedBlocks {
+  const T* data;
+  int64_t stride, block, first_block;
+  FASTRNN_DEVICE const T* row(int64_t row) const {
+    const int64_t place = row / block, source = place == 0 ? first_block : place - (place <= first_block);
+    return data + (source * block + row % block) * stride;
   }
 };
 

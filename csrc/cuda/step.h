@@ -17,11 +17,14 @@ struct StepBlocks {
       : units((width + kUnits - 1) / kUnits), rows((batch + kRowsPerBlock - 1) / kRowsPerBlock) {}
 };
 
-// Calls put(unit, row) for each of this block's units and rows that exist, neighbouring threads neighbouring units.
+// Calls put(i, unit, row) for each of this thread's units and rows that exist, neighbouring threads neighbouring units.
+constexpr int kPerThread = kUnits * kRowsPerBlock / kThreads;
 template <class Put>
 FASTRNN_DEVICE void each_unit(int64_t first_unit, int64_t width, int64_t first_row, int64_t batch, Put&& put) {
-  for (int i = int(threadIdx.x); i < kUnits * kRowsPerBlock; i += kThreads) {
-    if (first_unit + i % kUnits < width && first_row + i / kUnits < batch) put(i % kUnits, i / kUnits);
+#pragma unroll
+  for (int i = 0; i < kPerThread; i++) {
+    const int at = i * kThreads + int(threadIdx.x), unit = at % kUnits, row = at / kUnits;
+    if (first_unit + unit < width && first_row + row < batch) put(i, unit, row);
   }
 }
 
@@ -70,40 +73,46 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) forward_step(Forwar
                 first_row = blockIdx.x / p.unit_blocks * kRowsPerBlock;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;
-  ForwardTile<N, Cell> tile;
-  tile.run(GateRows<N, Cell>{p.w_hh, H, p.state_size, first_unit, p.w_chunk}, 0, p.h, first_row, p.state_size);
-  tile.share();
-  each_unit(first_unit, H, first_row, rows.batch, [&](int unit, int row) {
-    const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
-    if (!rows.lives(t, b)) {
-      p.out[b * p.out_stride + u] = from_sum<T>(Sum(0));
-      return;
-    }
-    Sum slot[Cell::kSlots] = {};
+  // What the cell needs besides the product is on its way while that is computed.
+  Sum slots[kPerThread][Cell::kSlots] = {}, h_prev[kPerThread] = {}, c_prev[kPerThread] = {};
+  bool lives[kPerThread] = {};
+  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+    const int64_t u = first_unit + unit, b = first_row + row;
+    lives[i] = rows.lives(t, b);
+    if (!lives[i]) return;
 #pragma unroll
     for (int g = 0; g < Cell::kGates; g++) {
       const int x_slot = Cell::kXSlot + g, h_slot = Cell::kHSlot + g;
-      slot[x_slot] += to_sum(p.x_gates[b * p.x_stride + g * H + u]);
-      slot[h_slot] += tile.at(g * kUnits + unit, row);
+      slots[i][x_slot] += to_sum(p.x_gates[b * p.x_stride + g * H + u]);
       if (p.b_ih) {
-        slot[x_slot] += to_sum(p.b_ih[Cell::gate_of_slot(x_slot) * H + u]);
-        slot[h_slot] += to_sum(p.b_hh[Cell::gate_of_slot(h_slot) * H + u]);
+        slots[i][x_slot] += to_sum(p.b_ih[Cell::gate_of_slot(x_slot) * H + u]);
+        slots[i][h_slot] += to_sum(p.b_hh[Cell::gate_of_slot(h_slot) * H + u]);
       }
     }
-    Sum h_prev = 0, c_prev = 0, c = 0, h;
     if (Cell::kUsesPreviousState) {
       const T* previous = p.h.row(b);
-      if (previous) h_prev = to_sum(previous[u]);
+      if (previous) h_prev[i] = to_sum(previous[u]);
     }
-    if (Cell::kHasCellState && !rows.reset(t, b)) c_prev = p.c[cell];
-    Cell::forward(slot, h_prev, c_prev, c, h);
-    if (Cell::kHasCellState) {
-      p.c[cell] = c;
-      if (p.c_kept) p.c_kept[cell] = c;
-    }
-    if (p.slots) {
+    if (Cell::kHasCellState && !rows.reset(t, b)) c_prev[i] = p.c[b * H + u];
+  });
+  ForwardTile<N, Cell> tile;
+  tile.run(GateRows<N, Cell>{p.w_hh, H, p.state_size, first_unit, p.w_chunk}, 0, p.h, first_row, p.state_size);
+  tile.share();
+  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+    const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
+    Sum c = 0, h = 0;
+    if (lives[i]) {
 #pragma unroll
-      for (int s = 0; s < Cell::kSlots; s++) p.slots[(b * Cell::kSlots + s) * H + u] = from_sum<T>(slot[s]);
+      for (int g = 0; g < Cell::kGates; g++) slots[i][Cell::kHSlot + g] += tile.at(g * kUnits + unit, row);
+      Cell::forward(slots[i], h_prev[i], c_prev[i], c, h);
+      if (Cell::kHasCellState) {
+        p.c[cell] = c;
+        if (p.c_kept) p.c_kept[cell] = c;
+      }
+      if (p.slots) {
+#pragma unroll
+        for (int s = 0; s < Cell::kSlots; s++) p.slots[(b * Cell::kSlots + s) * H + u] = from_sum<T>(slots[i][s]);
+      }
     }
     p.out[b * p.out_stride + u] = from_sum<T>(h);
   });
@@ -143,32 +152,40 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) backward_step(Backw
                 first_row = blockIdx.x / p.unit_blocks * kRowsPerBlock;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;
+  Sum slots[kPerThread][Cell::kSlots], h_prev[kPerThread] = {}, c_prev[kPerThread] = {}, c[kPerThread] = {};
+  Sum dh[kPerThread] = {}, dc[kPerThread] = {};
+  bool lives[kPerThread] = {};
+  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+    const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
+    lives[i] = rows.lives(t, b);
+    if (!lives[i]) return;
+#pragma unroll
+    for (int s = 0; s < Cell::kSlots; s++) slots[i][s] = to_sum(p.slots[(b * Cell::kSlots + s) * H + u]);
+    if (p.direct) dh[i] = p.direct[cell];
+    if (p.dy) dh[i] += to_sum(p.dy[b * p.dy_stride + u]);
+    if (Cell::kUsesPreviousState) {
+      const T* previous = p.h.row(b);
+      if (previous) h_prev[i] = to_sum(previous[u]);
+    }
+    if (Cell::kHasCellState) {
+      const Sum* previous = p.c_prev.row(b);
+      if (previous) c_prev[i] = previous[u];
+      c[i] = p.c[cell];
+      dc[i] = p.dc[cell];
+    }
+  });
   BackwardTile<N> tile;
   tile.run(RowOperand<T>{p.w, p.k_size, H, p.w_chunk}, first_unit, p.source, first_row, p.k_size);
   tile.share();
-  each_unit(first_unit, H, first_row, rows.batch, [&](int unit, int row) {
+  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
-    Sum slot[Cell::kSlots], dslot[Cell::kSlots] = {};
-    if (rows.lives(t, b)) {
-#pragma unroll
-      for (int s = 0; s < Cell::kSlots; s++) slot[s] = to_sum(p.slots[(b * Cell::kSlots + s) * H + u]);
-      Sum dh = tile.at(unit, row), h_prev = 0, c_prev = 0, c = 0, dc = 0, dh_prev;
-      if (p.direct) dh += p.direct[cell];
-      if (p.dy) dh += to_sum(p.dy[b * p.dy_stride + u]);
-      if (Cell::kUsesPreviousState) {
-        const T* previous = p.h.row(b);
-        if (previous) h_prev = to_sum(previous[u]);
-      }
-      if (Cell::kHasCellState) {
-        const Sum* previous = p.c_prev.row(b);
-        if (previous) c_prev = previous[u];
-        c = p.c[cell];
-        dc = p.dc[cell];
-      }
-      Cell::backward(slot, h_prev, c_prev, c, dh, dc, dslot, dh_prev);
+    Sum dslot[Cell::kSlots] = {}, dh_prev;
+    if (lives[i]) {
+      dh[i] += tile.at(unit, row);
+      Cell::backward(slots[i], h_prev[i], c_prev[i], c[i], dh[i], dc[i], dslot, dh_prev);
       const bool cut = rows.reset(t, b);  // the state before it acts on nothing
       if (p.direct) p.direct[cell] = cut ? Sum(0) : dh_prev;
-      if (Cell::kHasCellState) p.dc[cell] = cut ? Sum(0) : dc;
+      if (Cell::kHasCellState) p.dc[cell] = cut ? Sum(0) : dc[i];
     }
 #pragma unroll
     for (int s = 0; s < Cell::kSlots; s++) p.dslots[(b * Cell::kSlots + s) * H + u] = from_sum<T>(dslot[s]);
@@ -200,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) state_gradient(Stat
   BackwardTile<N> tile;
   tile.run(RowOperand<T>{p.w, p.k_size, p.state_size, p.w_chunk}, first_unit, p.gates, first_row, p.k_size);
   tile.share();
-  each_unit(first_unit, p.state_size, first_row, rows.batch, [&](int unit, int row) {
+  each_unit(first_unit, p.state_size, first_row, rows.batch, [&](int, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, at = b * p.state_size + u;
     const bool lives = !p.gates.at_start && rows.lives(p.gates.t, b);
     Sum sum = 0;

@@ -19,19 +19,10 @@ constexpr int kBlocksPerSm = sizeof(typename N::Sum) == 8 ? 2 : 3;
 // address and length, 16 at most; copies are of so many.
 template <class T>
 struct RowOperand {
-  static constexpr bool kTransposed = false;
   const T* data;
   int64_t stride, count;
   int chunk;
   FASTRNN_DEVICE const T* row(int64_t r) const { return r < count ? data + r * stride : nullptr; }
-};
-
-// The same, transposed: number k of row r stands at data[k * stride + r].
-template <class T>
-struct ColumnOperand {
-  static constexpr bool kTransposed = true;
-  const T* data;
-  int64_t stride, count;
 };
 
 // kRows x kColumns of A B^T; kSplit: the warps split k. After `run`, either of the two functions below it gives the
@@ -44,7 +35,8 @@ class Tile {
   static constexpr int kPitch = kStageK + 16 / int(sizeof(T));  // rows start at other banks
   static constexpr int kStageSize = (kRows + kColumns) * kPitch;
   static constexpr int kMost = 46 * 1024;  // with the rows' addresses at most what every GPU gives unasked
-  static constexpr int kStages = kMost / (kStageSize * int(sizeof(T))) < 4 ? kMost / (kStageSize * int(sizeof(T))) : 4;
+  static constexpr int kFit = kMost / (kStageSize * int(sizeof(T)));
+  static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kWarpRows = kSplit ? kRows : kRows / kWarps;
   static constexpr int kWarpK = kSplit ? kStageK / kWarps : kStageK;
   static constexpr int kSumPitch = kColumns + 1;
@@ -59,25 +51,22 @@ class Tile {
   template <class A, class B>
   FASTRNN_DEVICE void run(const A& a, int64_t first_row, const B& b, int64_t first_column, int64_t k_size) {
     const int tid = int(threadIdx.x);
-    if constexpr (!A::kTransposed) {
-      for (int i = tid; i < kRows; i += kThreads) addresses()[i] = a.row(first_row + i);
-    }
-    if constexpr (!B::kTransposed) {
-      for (int i = tid; i < kColumns; i += kThreads) addresses()[kRows + i] = b.row(first_column + i);
-    }
+    for (int i = tid; i < kRows; i += kThreads) addresses()[i] = a.row(first_row + i);
+    for (int i = tid; i < kColumns; i += kThreads) addresses()[kRows + i] = b.row(first_column + i);
     __syncthreads();
     int64_t fetched = 0;   // k
     int to = 0, from = 0;  // places in the ring
     const auto fetch = [&] {
       if (fetched < k_size) {
         T* stage = ring() + to * kStageSize;
-        fetch_operand<kRows>(a, addresses(), first_row, fetched, k_size, stage);
-        fetch_operand<kColumns>(b, addresses() + kRows, first_column, fetched, k_size, stage + kRows * kPitch);
+        fetch_operand<kRows>(a.chunk, addresses(), fetched, k_size, stage);
+        fetch_operand<kColumns>(b.chunk, addresses() + kRows, fetched, k_size, stage + kRows * kPitch);
       }
       fetched += kStageK;
       to = to + 1 == kStages ? 0 : to + 1;
       copy_async_commit();
     };
+#pragma unroll 1
     for (int s = 0; s < kStages - 1; s++) fetch();
     for (int64_t k = 0; k < k_size; k += kStageK) {
       copy_async_wait<kStages - 2>();
@@ -136,29 +125,20 @@ class Tile {
   static FASTRNN_DEVICE Sum* sums() { return reinterpret_cast<Sum*>(shared_memory()); }
   static FASTRNN_DEVICE const T** addresses() { return reinterpret_cast<const T**>(shared_memory() + kRingOrSums); }
 
-  template <int kCount, class Operand>
-  static FASTRNN_DEVICE void fetch_operand(const Operand& operand, const T* const* rows, int64_t first, int64_t k,
-                                           int64_t k_size, T* to) {
-    if constexpr (Operand::kTransposed) {
-      for (int i = int(threadIdx.x); i < kCount * kStageK; i += kThreads) {
-        const int r = i % kCount, at = i / kCount;
-        const bool exists = first + r < operand.count && k + at < k_size;
-        to[r * kPitch + at] = exists ? operand.data[(k + at) * operand.stride + first + r] : T{};
-      }
-    } else {
-      switch (operand.chunk) {
-        case 16:
-          return fetch_chunks<16, kCount>(rows, k, k_size, to);
-        case 8:
-          return fetch_chunks<8, kCount>(rows, k, k_size, to);
-        case 4:
-          return fetch_chunks<4, kCount>(rows, k, k_size, to);
-        default:
-          for (int i = int(threadIdx.x); i < kCount * kStageK; i += kThreads) {
-            const int r = i / kStageK, at = i % kStageK;
-            to[r * kPitch + at] = rows[r] && k + at < k_size ? rows[r][k + at] : T{};
-          }
-      }
+  template <int kCount>
+  static FASTRNN_DEVICE void fetch_operand(int chunk, const T* const* rows, int64_t k, int64_t k_size, T* to) {
+    switch (chunk) {
+      case 16:
+        return fetch_chunks<16, kCount>(rows, k, k_size, to);
+      case 8:
+        return fetch_chunks<8, kCount>(rows, k, k_size, to);
+      case 4:
+        return fetch_chunks<4, kCount>(rows, k, k_size, to);
+      default:
+        for (int i = int(threadIdx.x); i < kCount * kStageK; i += kThreads) {
+          const int r = i / kStageK, at = i % kStageK;
+          to[r * kPitch + at] = rows[r] && k + at < k_size ? rows[r][k + at] : T{};
+        }
     }
   }
 
