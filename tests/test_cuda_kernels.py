@@ -83,9 +83,10 @@ def test_equals_the_reference(number, case):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_several_blocks_and_stages_equal_the_reference(cell, number):
-    case = Case(cell, "float64" if number == "float64" else "float32", T=2, B=20, I=200, H=80, lengths=True)
+@pytest.mark.parametrize(("cell", "proj_size"), [("lstm", 0), ("lstm", 30), ("gru", 0), ("rnn_tanh", 0)])
+def test_several_blocks_and_stages_equal_the_reference(cell, proj_size, number):
+    dtype = "float64" if number == "float64" else "float32"
+    case = Case(cell, dtype, T=2, B=40, I=136, H=72, proj_size=proj_size, lengths=True)
     data, expected, allowed = drawn(case, number)
     helpers.assert_within(cuda_calls.run(device, case, data, number), expected, allowed)
 

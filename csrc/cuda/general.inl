@@ -82,6 +82,16 @@ class General {
         Drop<T>{DropoutRule(call.dropout), e.B, e.P, groups, uint32_t(layer * p.directions), p.directions, from, to});
   }
 
+  // Calls run(StepBlocks, std::integral_constant<int, rows of a block>) for a kernel of `width` units.
+  template <class Run>
+  void with_blocks(int64_t width, Run&& run) const {
+    if (e.B < kLargeBatch) {
+      run(StepBlocks(width, e.B, kFewRows), std::integral_constant<int, kFewRows>{});
+    } else {
+      run(StepBlocks(width, e.B, kManyRows), std::integral_constant<int, kManyRows>{});
+    }
+  }
+
   const Call& call;
   const Problem& p;
   const Extents e;
@@ -174,18 +184,19 @@ class GeneralForward : General<N> {
   }
 
   void launch_step(ForwardStep<N>& step) const {
-    const StepBlocks blocks(e.H, e.B);
-    step.unit_blocks = blocks.units;
-    with_cell(p.cell, [&](auto tag) {
-      using Tag = decltype(tag);
-      launch_cell<Tag>(step, blocks);
+    this->with_blocks(e.H, [&](const StepBlocks& blocks, auto rows) {
+      step.unit_blocks = blocks.units;
+      with_cell(p.cell, [&](auto tag) {
+        using Tag = decltype(tag);
+        launch_cell<Tag, decltype(rows)::value>(step, blocks);
+      });
     });
   }
-  template <class Tag>
+  template <class Tag, int kBlockRows>
   void launch_cell(const ForwardStep<N>& step, const StepBlocks& blocks) const {
     using Cell = typename Tag::template Cell<ScalarMath<Sum>>;
-    launch(forward_step<N, Tag::template Cell>, dim3(unsigned(blocks.units * blocks.rows)), kThreads,
-           ForwardTile<N, Cell>::kSharedBytes, stream, step);
+    launch(forward_step<N, Tag::template Cell, kBlockRows>, dim3(unsigned(blocks.units * blocks.rows)), kThreads,
+           ForwardTile<N, Cell, kBlockRows>::kSharedBytes, stream, step);
   }
 
   const ForwardArrays& a;
@@ -333,12 +344,14 @@ class GeneralBackward : General<N> {
   }
 
   void launch_state(const NextGates<T>& gates, const T* dy, T* to) const {
-    const StepBlocks blocks(e.P, e.B);
     const int64_t k = e.cell.gates * e.H;
-    launch(state_gradient<N>, dim3(unsigned(blocks.units * blocks.rows)), kThreads, BackwardTile<N>::kSharedBytes,
-           stream,
-           StateGradient<N>{e.P, k, blocks.units, workspace.w_hh_t, chunk_of(workspace.w_hh_t, k, k), gates, dy,
-                            e.width, workspace.direct, to});
+    this->with_blocks(e.P, [&](const StepBlocks& blocks, auto rows) {
+      constexpr int block_rows = decltype(rows)::value;
+      launch(state_gradient<N, block_rows>, dim3(unsigned(blocks.units * blocks.rows)), kThreads,
+             BackwardTile<N, block_rows>::kSharedBytes, stream,
+             StateGradient<N>{e.P, k, blocks.units, workspace.w_hh_t, chunk_of(workspace.w_hh_t, k, k), gates, dy,
+                              e.width, workspace.direct, to});
+    });
   }
 
   template <class Source>
@@ -346,11 +359,9 @@ class GeneralBackward : General<N> {
                    const typename Reserve<N>::Scan& kept, const PreviousState<T>& h,
                    const PreviousState<Sum>& c) const {
     const int64_t row = t * e.B;
-    const StepBlocks blocks(e.H, e.B);
     BackwardStep<N, Source> step;
     step.hidden_size = e.H;
     step.k_size = k_size;
-    step.unit_blocks = blocks.units;
     step.w = w;
     step.w_chunk = chunk_of(w, k_size, k_size);
     step.source = source;
@@ -364,18 +375,21 @@ class GeneralBackward : General<N> {
     step.h.t = step.c_prev.t = t;
     step.c = offset(kept.c, row * e.H);
     step.dslots = workspace.dslots + row * e.cell.slots * e.H;
-    with_cell(p.cell, [&](auto tag) {
-      using Tag = decltype(tag);
-      launch_cell<Tag>(step, blocks);
+    this->with_blocks(e.H, [&](const StepBlocks& blocks, auto rows) {
+      step.unit_blocks = blocks.units;
+      with_cell(p.cell, [&](auto tag) {
+        using Tag = decltype(tag);
+        launch_cell<Tag, decltype(rows)::value>(step, blocks);
+      });
     });
   }
-  template <class Tag, class Source>
+  template <class Tag, int kBlockRows, class Source>
   void launch_cell(const BackwardStep<N, Source>& step, const StepBlocks& blocks) const {
     if constexpr (std::is_same_v<Source, RowOperand<T>> && !Tag::template Cell<ScalarMath<Sum>>::kHasCellState) {
       return;  // never: only an LSTM is projected
     } else {
-      launch(backward_step<N, Tag::template Cell, Source>, dim3(unsigned(blocks.units * blocks.rows)), kThreads,
-             BackwardTile<N>::kSharedBytes, stream, step);
+      launch(backward_step<N, Tag::template Cell, Source, kBlockRows>, dim3(unsigned(blocks.units * blocks.rows)),
+             kThreads, BackwardTile<N, kBlockRows>::kSharedBytes, stream, step);
     }
   }
 

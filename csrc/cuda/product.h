@@ -24,7 +24,7 @@ struct Product {
 };
 
 template <class N>
-using ProductTile = Tile<N, kProductRows, kProductColumns, false>;
+using ProductTile = Tile<N, kProductRows, kProductColumns>;
 
 template <class N>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) product(Product<N> p) {

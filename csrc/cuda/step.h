@@ -1,5 +1,6 @@
 // One time step: the recurrent product of a few units and rows, and the cell on it. Every block owns kUnits units with
-// all their gates, and kRowsPerBlock rows of the batch.
+// all their gates, and kBlockRows rows of the batch: few, so that many blocks share the work, or, of a large batch,
+// many, so that the weights are read less often.
 #pragma once
 
 #include "cuda/rows.h"
@@ -8,21 +9,23 @@
 namespace fastrnn {
 namespace cuda {
 
-constexpr int kUnits = 16, kRowsPerBlock = 16;
+constexpr int kUnits = 16, kFewRows = 16, kManyRows = 32;
+constexpr int64_t kLargeBatch = 33;  // from which on a block takes many
 
 // A step's blocks, units inside.
 struct StepBlocks {
   int64_t units, rows;
-  StepBlocks(int64_t width, int64_t batch)
-      : units((width + kUnits - 1) / kUnits), rows((batch + kRowsPerBlock - 1) / kRowsPerBlock) {}
+  StepBlocks(int64_t width, int64_t batch, int block_rows)
+      : units((width + kUnits - 1) / kUnits), rows((batch + block_rows - 1) / block_rows) {}
 };
 
 // Calls put(i, unit, row) for each of this thread's units and rows that exist, neighbouring threads neighbouring units.
-constexpr int kPerThread = kUnits * kRowsPerBlock / kThreads;
-template <class Put>
+template <int kBlockRows>
+constexpr int kPerThread = kUnits * kBlockRows / kThreads;
+template <int kBlockRows, class Put>
 FASTRNN_DEVICE void each_unit(int64_t first_unit, int64_t width, int64_t first_row, int64_t batch, Put&& put) {
 #pragma unroll
-  for (int i = 0; i < kPerThread; i++) {
+  for (int i = 0; i < kPerThread<kBlockRows>; i++) {
     const int at = i * kThreads + int(threadIdx.x), unit = at % kUnits, row = at / kUnits;
     if (first_unit + unit < width && first_row + row < batch) put(i, unit, row);
   }
@@ -61,22 +64,22 @@ struct GateRows {
   }
 };
 
-template <class N, class Cell>
-using ForwardTile = Tile<N, Cell::kGates * kUnits, kRowsPerBlock, true>;
+template <class N, class Cell, int kBlockRows>
+using ForwardTile = Tile<N, Cell::kGates * kUnits, kBlockRows>;
 
-template <class N, template <class> class CellOf>
+template <class N, template <class> class CellOf, int kBlockRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) forward_step(ForwardStep<N> p) {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
   using Cell = CellOf<ScalarMath<Sum>>;
-  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits,
-                first_row = blockIdx.x / p.unit_blocks * kRowsPerBlock;
+  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits, first_row = blockIdx.x / p.unit_blocks * kBlockRows;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;
   // What the cell needs besides the product is on its way while that is computed.
-  Sum slots[kPerThread][Cell::kSlots] = {}, h_prev[kPerThread] = {}, c_prev[kPerThread] = {};
-  bool lives[kPerThread] = {};
-  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+  Sum slots[kPerThread<kBlockRows>][Cell::kSlots] = {}, h_prev[kPerThread<kBlockRows>] = {},
+      c_prev[kPerThread<kBlockRows>] = {};
+  bool lives[kPerThread<kBlockRows>] = {};
+  each_unit<kBlockRows>(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row;
     lives[i] = rows.lives(t, b);
     if (!lives[i]) return;
@@ -95,10 +98,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) forward_step(Forwar
     }
     if (Cell::kHasCellState && !rows.reset(t, b)) c_prev[i] = p.c[b * H + u];
   });
-  ForwardTile<N, Cell> tile;
+  ForwardTile<N, Cell, kBlockRows> tile;
   tile.run(GateRows<N, Cell>{p.w_hh, H, p.state_size, first_unit, p.w_chunk}, 0, p.h, first_row, p.state_size);
   tile.share();
-  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+  each_unit<kBlockRows>(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
     Sum c = 0, h = 0;
     if (lives[i]) {
@@ -120,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) forward_step(Forwar
 
 // ---- backward
 
-template <class N>
-using BackwardTile = Tile<N, kUnits, kRowsPerBlock, true>;
+template <class N, int kBlockRows>
+using BackwardTile = Tile<N, kUnits, kBlockRows>;
 
 // Source: rows (k_size) whose product with w is dh_t or a part of it. Unprojected, NextGates; projected, dh_t of what
 // was projected to.
@@ -143,19 +146,19 @@ struct BackwardStep {
   T* dslots;                  // (B, kSlots*H): the gate gradients; zero past a row's end
 };
 
-template <class N, template <class> class CellOf, class Source>
+template <class N, template <class> class CellOf, class Source, int kBlockRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) backward_step(BackwardStep<N, Source> p) {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
   using Cell = CellOf<ScalarMath<Sum>>;
-  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits,
-                first_row = blockIdx.x / p.unit_blocks * kRowsPerBlock;
+  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits, first_row = blockIdx.x / p.unit_blocks * kBlockRows;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;
-  Sum slots[kPerThread][Cell::kSlots], h_prev[kPerThread] = {}, c_prev[kPerThread] = {}, c[kPerThread] = {};
-  Sum dh[kPerThread] = {}, dc[kPerThread] = {};
-  bool lives[kPerThread] = {};
-  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+  Sum slots[kPerThread<kBlockRows>][Cell::kSlots], h_prev[kPerThread<kBlockRows>] = {},
+                                                   c_prev[kPerThread<kBlockRows>] = {}, c[kPerThread<kBlockRows>] = {};
+  Sum dh[kPerThread<kBlockRows>] = {}, dc[kPerThread<kBlockRows>] = {};
+  bool lives[kPerThread<kBlockRows>] = {};
+  each_unit<kBlockRows>(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
     lives[i] = rows.lives(t, b);
     if (!lives[i]) return;
@@ -174,10 +177,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) backward_step(Backw
       dc[i] = p.dc[cell];
     }
   });
-  BackwardTile<N> tile;
+  BackwardTile<N, kBlockRows> tile;
   tile.run(RowOperand<T>{p.w, p.k_size, H, p.w_chunk}, first_unit, p.source, first_row, p.k_size);
   tile.share();
-  each_unit(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
+  each_unit<kBlockRows>(first_unit, H, first_row, rows.batch, [&](int i, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, cell = b * H + u;
     Sum dslot[Cell::kSlots] = {}, dh_prev;
     if (lives[i]) {
@@ -207,17 +210,16 @@ struct StateGradient {
   T* out;              // (B, P)
 };
 
-template <class N>
+template <class N, int kBlockRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) state_gradient(StateGradient<N> p) {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
-  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits,
-                first_row = blockIdx.x / p.unit_blocks * kRowsPerBlock;
+  const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits, first_row = blockIdx.x / p.unit_blocks * kBlockRows;
   const Rows& rows = p.gates.rows;
-  BackwardTile<N> tile;
+  BackwardTile<N, kBlockRows> tile;
   tile.run(RowOperand<T>{p.w, p.k_size, p.state_size, p.w_chunk}, first_unit, p.gates, first_row, p.k_size);
   tile.share();
-  each_unit(first_unit, p.state_size, first_row, rows.batch, [&](int, int unit, int row) {
+  each_unit<kBlockRows>(first_unit, p.state_size, first_row, rows.batch, [&](int, int unit, int row) {
     const int64_t u = first_unit + unit, b = first_row + row, at = b * p.state_size + u;
     const bool lives = !p.gates.at_start && rows.lives(p.gates.t, b);
     Sum sum = 0;

@@ -1,8 +1,8 @@
 // The one matrix product: a block's tile of A B^T, summed over k, whatever stands in the rows of A and B.
 //
-// Stages of k pass through a ring in shared memory while the next ones are under way. The warps of a block split either
-// the tile's rows, for large products, or each stage's k, for the few rows of a time step; then their sums are added
-// at the end, in the order of the warps.
+// Stages of k pass through a ring in shared memory while the next ones are under way. The warps of a block split the
+// tile's columns or, where these are few, each stage's k; then their sums are added at the end, in the order of the
+// warps.
 #pragma once
 
 #include "cuda/numbers.h"
@@ -25,9 +25,8 @@ struct RowOperand {
   FASTRNN_DEVICE const T* row(int64_t r) const { return r < count ? data + r * stride : nullptr; }
 };
 
-// kRows x kColumns of A B^T; kSplit: the warps split k. After `run`, either of the two functions below it gives the
-// sums.
-template <class N, int kRows, int kColumns, bool kSplit>
+// kRows x kColumns of A B^T. After `run` either `each` gives the sums, or `share` and `at`.
+template <class N, int kRows, int kColumns>
 class Tile {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
@@ -37,12 +36,13 @@ class Tile {
   static constexpr int kMost = 46 * 1024;  // with the rows' addresses at most what every GPU gives unasked
   static constexpr int kFit = kMost / (kStageSize * int(sizeof(T)));
   static constexpr int kStages = kFit < 8 ? kFit : 8;
-  static constexpr int kWarpRows = kSplit ? kRows : kRows / kWarps;
-  static constexpr int kWarpK = kSplit ? kStageK / kWarps : kStageK;
+  static constexpr bool kSplitK = kColumns < 8 * kWarps;
+  static constexpr int kWarpColumns = kSplitK ? kColumns : kColumns / kWarps;
+  static constexpr int kWarpK = kSplitK ? kStageK / kWarps : kStageK;
   static constexpr int kSumPitch = kColumns + 1;
-  static_assert(kStages >= 2 && kWarpRows % 16 == 0 && kColumns % 8 == 0 && kWarpK % N::kStep == 0);
+  static_assert(kStages >= 2 && kRows % 16 == 0 && kWarpColumns % 8 == 0 && kWarpK % N::kStep == 0);
   static constexpr size_t kRing = kStages * kStageSize * sizeof(T);
-  static constexpr size_t kSums = kSplit ? kWarps * kRows * kSumPitch * sizeof(Sum) : 0;
+  static constexpr size_t kSums = (kSplitK ? kWarps : 1) * kRows * kSumPitch * sizeof(Sum);
   static constexpr size_t kRingOrSums = (kRing > kSums ? kRing : kSums) + 15 & ~size_t(15);
 
  public:
@@ -79,18 +79,17 @@ class Tile {
     __syncthreads();
   }
 
-  // Calls put(row, column, sum) for this thread's part of the tile.
+  // Calls put(row, column, sum) for this thread's part of the tile; where the warps split k, for its share of the sums.
   template <class Put>
   FASTRNN_DEVICE void each(Put&& put) const {
-    static_assert(!kSplit);
-    const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kWarpRows;
+    const int lane = int(threadIdx.x) % 32, first = kSplitK ? 0 : warp() * kWarpColumns;
 #pragma unroll
-    for (int m = 0; m < kWarpRows / 16; m++) {
+    for (int m = 0; m < kRows / 16; m++) {
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; n++) {
+      for (int n = 0; n < kWarpColumns / 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          put(first + m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2, sum_[m][n][i]);
+          put(m * 16 + lane / 4 + i / 2 * 8, first + n * 8 + lane % 4 * 2 + i % 2, sum_[m][n][i]);
         }
       }
     }
@@ -98,29 +97,19 @@ class Tile {
 
   // Shares the warps' sums; from then on `at` gives any number of the tile to any thread.
   FASTRNN_DEVICE void share() {
-    static_assert(kSplit);
-    const int lane = int(threadIdx.x) % 32;
-    Sum* own = sums() + int(threadIdx.x) / 32 * kRows * kSumPitch;
-#pragma unroll
-    for (int m = 0; m < kWarpRows / 16; m++) {
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          own[(m * 16 + lane / 4 + i / 2 * 8) * kSumPitch + n * 8 + lane % 4 * 2 + i % 2] = sum_[m][n][i];
-        }
-      }
-    }
+    Sum* own = sums() + (kSplitK ? warp() * kRows * kSumPitch : 0);
+    each([&](int row, int column, Sum sum) { own[row * kSumPitch + column] = sum; });
     __syncthreads();
   }
   FASTRNN_DEVICE Sum at(int row, int column) const {
     Sum sum = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; w++) sum += sums()[(w * kRows + row) * kSumPitch + column];
+    for (int w = 0; w < (kSplitK ? kWarps : 1); w++) sum += sums()[(w * kRows + row) * kSumPitch + column];
     return sum;
   }
 
  private:
+  static FASTRNN_DEVICE int warp() { return int(threadIdx.x) / 32; }
   static FASTRNN_DEVICE T* ring() { return reinterpret_cast<T*>(shared_memory()); }
   static FASTRNN_DEVICE Sum* sums() { return reinterpret_cast<Sum*>(shared_memory()); }
   static FASTRNN_DEVICE const T** addresses() { return reinterpret_cast<const T**>(shared_memory() + kRingOrSums); }
@@ -161,22 +150,22 @@ class Tile {
   }
 
   FASTRNN_DEVICE void multiply(const T* stage) {
-    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    const T* a = stage + (kSplit ? warp * kWarpK : warp * kWarpRows * kPitch);
-    const T* b = stage + kRows * kPitch + (kSplit ? warp * kWarpK : 0);
+    const int lane = int(threadIdx.x) % 32;
+    const T* a = stage + (kSplitK ? warp() * kWarpK : 0);
+    const T* b = stage + kRows * kPitch + (kSplitK ? warp() * kWarpK : warp() * kWarpColumns * kPitch);
 #pragma unroll
     for (int k = 0; k < kWarpK; k += N::kStep) {
 #pragma unroll
-      for (int m = 0; m < kWarpRows / 16; m++) {
+      for (int m = 0; m < kRows / 16; m++) {
 #pragma unroll
-        for (int n = 0; n < kColumns / 8; n++) {
+        for (int n = 0; n < kWarpColumns / 8; n++) {
           N::multiply(sum_[m][n], a + m * 16 * kPitch + k, b + n * 8 * kPitch + k, kPitch, lane);
         }
       }
     }
   }
 
-  Sum sum_[kWarpRows / 16][kColumns / 8][4] = {};
+  Sum sum_[kRows / 16][kWarpColumns / 8][4] = {};
 };
 
 }  // namespace cuda
