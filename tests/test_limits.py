@@ -34,5 +34,5 @@ def test_a_round_trip_takes_time():
     ],
 )
 def test_probes_refuse_what_they_cannot_do(call):
-    with pytest.raises(ValueError, match="^(_core|fastrnn): "):
+    with pytest.raises(ValueError, match=r"^(_core|fastrnn): "):
         call()
