@@ -2,7 +2,7 @@
 //
 //   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k * k_stride] * panel[b][k][v]
 //
-// r < rows (at most max_rows(nv)), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
+// r < rows (at most best_rows), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
 // (k_stride 1), gate gradients in blocks of units (block_stride), and, packed for weight gradients, their transpose
 // (row_stride 1). The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it
 // from there.
@@ -16,10 +16,23 @@ namespace FASTRNN_ISA {
 constexpr int kMaxVectors = 4;  // columns of a tile
 constexpr int kMaxRows = 8;
 
-// Accumulators fill the registers but for nv panel vectors and one broadcast.
-constexpr int max_rows(int nv) {
-  const int fit = (kRegisters * 3 / 4) / nv;
+// Accumulators fill the registers but for the panel's vectors and one broadcast.
+constexpr int fitting_rows(int vectors) {
+  const int fit = (kRegisters * 3 / 4) / vectors;
   return fit < kMaxRows ? fit : kMaxRows;
+}
+
+// With 16 registers more rows than fit beside all of a panel take two of its vectors at a time: 6 rows of 2 read half
+// as many of its bytes for a product as 3 rows of 4 do.
+constexpr int kPair = 2;
+constexpr int max_rows(int nv) { return fitting_rows(kRegisters < 32 && nv == 4 ? kPair : nv); }
+constexpr int tile_vectors(int nv, int rows) { return rows <= fitting_rows(nv) ? nv : kPair; }
+
+// Rows of a tile, no more than `most`, where `rows` are to be cut into even ones: fewer than 5 leave registers unused
+// beside pairs.
+constexpr int best_rows(int nv, int64_t rows, int most = kMaxRows) {
+  const int large = int(min(max_rows(nv), most)), small = int(min(fitting_rows(nv), most));
+  return large == small || rows >= (rows + large - 1) / large * 5 ? large : small;
 }
 
 template <class T>
@@ -30,21 +43,21 @@ struct Rows {
   int64_t k_stride;
   int64_t block_stride;
 
-  static constexpr int most(int nv) { return max_rows(nv); }
+  static constexpr int most(int nv, int64_t rows) { return best_rows(nv, rows); }
   Rows tile(int64_t /*i*/, int64_t first, int64_t /*rows*/) const {
     return {data + first * row_stride, row_stride, k_stride, block_stride};
   }
 };
 
 // Rows of a transposed matrix, copied into the order in which tiles read them: [tile][k][rows of the tile].
-template <class T>
+template <class T, int kMost>
 struct PackedRows {
   using Element = T;
-  static constexpr int kMost = int(min(max_rows(kMaxVectors), kWidth<T>));  // pack_tiles copies them as one vector
+  static_assert(kMost <= kWidth<T>, "pack_tiles copies them as one vector");
   const T* data;
   int64_t k_size;
 
-  static constexpr int most(int /*nv*/) { return kMost; }
+  static constexpr int most(int /*nv*/, int64_t /*rows*/) { return kMost; }
   static int64_t tile_size(int64_t k_size) { return k_size * kMost + kWidth<T>; }  // what pack_tiles writes in excess
   Rows<T> tile(int64_t i, int64_t /*first*/, int64_t rows) const { return {data + i * tile_size(k_size), 1, rows, 0}; }
 };
@@ -78,12 +91,12 @@ template <class T>
 using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
                               int64_t panel_stride, bool add, Ahead ahead, T* out);
 
-// kPacked: panel_stride is that of a packed panel.
-template <class T, int kRows, int kVectors, bool kPacked>
+// kVectors of kOf vectors, from panel and out on. kPacked: panel_stride is that of a packed panel.
+template <class T, int kRows, int kVectors, int kOf, bool kPacked>
 __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
                                          int64_t panel_stride, bool add, Ahead ahead, T* out) {
   constexpr int w = kWidth<T>;
-  if (kPacked) panel_stride = kVectors * w;
+  if (kPacked) panel_stride = kOf * w;
   // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
   Vec<T> acc[kStreams][kRows][kVectors];
@@ -147,40 +160,47 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
       Vec<T> sum = acc[0][r][v];
       FASTRNN_UNROLL
       for (int s = 1; s < kStreams; s++) sum += acc[s][r][v];
-      if (add) sum += load(out + (r * kVectors + v) * w);
-      store(out + (r * kVectors + v) * w, sum);
+      if (add) sum += load(out + (r * kOf + v) * w);
+      store(out + (r * kOf + v) * w, sum);
     }
   }
 }
 
-template <class T, int kVectors, bool kPacked, int kRows>
+template <class T, int kVectors, int kOf, bool kPacked, int kRows>
 constexpr TileFunction<T> tile_or_null() {
-  if constexpr (kRows <= max_rows(kVectors)) {
-    return &gemm_tile<T, kRows, kVectors, kPacked>;
+  constexpr bool in_pairs = kRegisters < 32 && kOf > kPair && kRows > fitting_rows(kOf);
+  if constexpr (kVectors == kOf ? kRows <= fitting_rows(kOf)
+                                : in_pairs && kVectors <= kPair && kRows <= fitting_rows(kPair)) {
+    return &gemm_tile<T, kRows, kVectors, kOf, kPacked>;
   } else {
     return nullptr;
   }
 }
 
-template <class T, int kVectors, bool kPacked>
+template <class T, int kVectors, int kOf, bool kPacked>
 struct TileTable {
   static constexpr TileFunction<T> kByRows[kMaxRows + 1] = {
       nullptr,
-      tile_or_null<T, kVectors, kPacked, 1>(),
-      tile_or_null<T, kVectors, kPacked, 2>(),
-      tile_or_null<T, kVectors, kPacked, 3>(),
-      tile_or_null<T, kVectors, kPacked, 4>(),
-      tile_or_null<T, kVectors, kPacked, 5>(),
-      tile_or_null<T, kVectors, kPacked, 6>(),
-      tile_or_null<T, kVectors, kPacked, 7>(),
-      tile_or_null<T, kVectors, kPacked, 8>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 1>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 2>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 3>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 4>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 5>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 6>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 7>(),
+      tile_or_null<T, kVectors, kOf, kPacked, 8>(),
   };
 };
 
+// [nv of the panel][vectors of the tile][rows of the tile]
 template <class T, bool kPacked>
-constexpr const TileFunction<T>* kTiles[kMaxVectors + 1] = {
-    nullptr, TileTable<T, 1, kPacked>::kByRows, TileTable<T, 2, kPacked>::kByRows, TileTable<T, 3, kPacked>::kByRows,
-    TileTable<T, 4, kPacked>::kByRows};
+constexpr const TileFunction<T>* kTiles[kMaxVectors + 1][kMaxVectors + 1] = {
+    {},
+    {nullptr, TileTable<T, 1, 1, kPacked>::kByRows},
+    {nullptr, nullptr, TileTable<T, 2, 2, kPacked>::kByRows},
+    {nullptr, TileTable<T, 1, 3, kPacked>::kByRows, TileTable<T, 2, 3, kPacked>::kByRows,
+     TileTable<T, 3, 3, kPacked>::kByRows},
+    {nullptr, nullptr, TileTable<T, 2, 4, kPacked>::kByRows, nullptr, TileTable<T, 4, 4, kPacked>::kByRows}};
 
 // Room for any tile.
 template <class T>
@@ -226,7 +246,7 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
   const bool packed = panel.k_stride == int64_t(nv) * kWidth<T>;
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
-  const EvenParts tiles(rows, panel.rows ? kMaxDotRows : a.most(nv));
+  const EvenParts tiles(rows, panel.rows ? kMaxDotRows : a.most(nv, rows));
   // A single tile reads panel after panel as one stream, which the processor fetches by itself.
   const char *next = tiles.count > 1 ? reinterpret_cast<const char*>(panel.next) : nullptr,
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
@@ -240,20 +260,23 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
       first += n;
       continue;
     }
-    const TileFunction<T> multiply = packed ? kTiles<T, true>[nv][n] : kTiles<T, false>[nv][n];
     const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
-    const T* columns = panel.data;
     const Rows<T> part = a.tile(i, first, n);
-    for (int64_t b = 0; b < blocks; b += b_step) {
-      const int64_t nb = min(b_step, blocks - b);
-      for (int64_t k = 0; k < k_per_block; k += k_step) {
-        const int64_t nk = min(k_step, k_per_block - k);
-        const T* from = part.data + b * part.block_stride + k * part.k_stride;
-        const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
-        multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, panel.k_stride, b + k > 0,
-                 ahead, tile.data);
-        columns += nb * nk * panel.k_stride;
-        if (step) next += nb * nk * step;
+    for (int v = 0, vectors; v < nv; v += vectors) {
+      vectors = int(min(tile_vectors(nv, int(n)), nv - v));
+      const TileFunction<T> multiply = (packed ? kTiles<T, true> : kTiles<T, false>)[nv][vectors][n];
+      const T* columns = panel.data + v * kWidth<T>;
+      for (int64_t b = 0; b < blocks; b += b_step) {
+        const int64_t nb = min(b_step, blocks - b);
+        for (int64_t k = 0; k < k_per_block; k += k_step) {
+          const int64_t nk = min(k_step, k_per_block - k);
+          const T* from = part.data + b * part.block_stride + k * part.k_stride;
+          const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
+          multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, panel.k_stride,
+                   b + k > 0, ahead, tile.data + v * kWidth<T>);
+          columns += nb * nk * panel.k_stride;
+          if (step) next += nb * nk * step;
+        }
       }
     }
     epilogue(first, n, static_cast<const T*>(tile.data));
@@ -296,10 +319,10 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
 // ---- packing
 
 // Rows r of a matrix whose element (r, k) stands at source[r + k * k_stride], as PackedRows. Reads a vector beyond it.
-template <class T>
+template <int kMost, class T>
 void pack_tiles(const T* source, int64_t k_stride, int64_t rows, int64_t k_size, T* packed) {
-  const EvenParts tiles(rows, PackedRows<T>::kMost);
-  const int64_t tile_size = PackedRows<T>::tile_size(k_size);
+  const EvenParts tiles(rows, kMost);
+  const int64_t tile_size = PackedRows<T, kMost>::tile_size(k_size);
   for (int64_t k = 0; k < k_size; k++, source += k_stride) {
     const T* from = source;
     T* to = packed;

@@ -16,6 +16,8 @@ class WeightGradients {
   using G = Geometry<Cell>;
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
+  static constexpr int kTileRows = best_rows(kMaxVectors, Cell::kGates* w, w);
+  using Tiles = PackedRows<T, kTileRows>;
   static constexpr int64_t kFewRows = 64;  // a tile of their product takes no longer than fetching where it goes
 
  public:
@@ -70,10 +72,10 @@ class WeightGradients {
   }
 
   // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, however they are cut.
-  static int64_t tiles_size(int64_t rows) { return kMaxVectors * tiles_of(w) * PackedRows<T>::tile_size(rows); }
+  static int64_t tiles_size(int64_t rows) { return kMaxVectors * tiles_of(w) * Tiles::tile_size(rows); }
 
  private:
-  static constexpr int64_t tiles_of(int64_t rows) { return (rows + PackedRows<T>::kMost - 1) / PackedRows<T>::kMost; }
+  static constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
   void pack_all_columns(int64_t c, int64_t row, int64_t n) {
     const Range own = share(n, team, tid);
@@ -114,8 +116,8 @@ class WeightGradients {
   // Slots first_slot .. first_slot + gates of the group's unit blocks, each block's rows [gate][lane] as tiles.
   void pack_gates(GateBlock<T, kSlots> dgates, Range group, int first_slot, int64_t chunk_row, int64_t n) {
     for (int64_t u = group.begin; u < group.end; u++) {
-      pack_tiles(dgates.at(u, chunk_row) + first_slot * w, GateBlock<T, kSlots>::kRow, Cell::kGates * w, n,
-                 block_tiles(u - group.begin, n));
+      pack_tiles<kTileRows>(dgates.at(u, chunk_row) + first_slot * w, GateBlock<T, kSlots>::kRow, Cell::kGates * w, n,
+                            block_tiles(u - group.begin, n));
     }
   }
 
@@ -137,7 +139,7 @@ class WeightGradients {
     const int64_t width = state_panels.vectors() * w;
     for (int64_t sb = states.begin; sb < states.end; sb += kMaxVectors) {
       const int64_t rows = min(kMaxVectors, states.end - sb) * w;
-      pack_tiles(static_cast<const T*>(a.dhidden) + chunk_row * width + sb * w, width, rows, n, tiles);
+      pack_tiles<kTileRows>(static_cast<const T*>(a.dhidden) + chunk_row * width + sb * w, width, rows, n, tiles);
       for (int64_t j = 0; j < unit_panels.count(); j++) {
         add_outer(tiles, rows, n, m_columns, unit_panels, j, true, [&](int64_t i) {
           return sb * w + i < a.state_size ? row_of(a.grads.w_hr, unit_panels, sb * w + i, j) : nullptr;
@@ -152,7 +154,7 @@ class WeightGradients {
                                 const ColumnPanels<T>& panels, int64_t j, bool fetch_next, Out&& out) const {
     const int nv = panels.nv(j);
     const T* next = fetch_next && j + 1 < panels.count() ? columns + panels.offset(j + 1, n) : nullptr;
-    gemm(PackedRows<T>{packed, n}, rows, 1, n, Panel<T>{columns + panels.offset(j, n), nv, next},
+    gemm(Tiles{packed, n}, rows, 1, n, Panel<T>{columns + panels.offset(j, n), nv, next},
          [&](int64_t first, int64_t count, const T* tile) {
            for (int64_t r = 0; r < count; r++) {
              T* row = out(first + r);
@@ -169,9 +171,7 @@ class WeightGradients {
     return static_cast<T*>(matrix) + row * panels.n + panels.first_column(j);
   }
 
-  T* block_tiles(int64_t i, int64_t n) const {
-    return tiles + i * tiles_of(Cell::kGates * w) * PackedRows<T>::tile_size(n);
-  }
+  T* block_tiles(int64_t i, int64_t n) const { return tiles + i * tiles_of(Cell::kGates * w) * Tiles::tile_size(n); }
 
   const BackwardArgs& a;
   const Steps& s;
