@@ -4,7 +4,8 @@
     python benchmarks/overhead.py --json FILE
 
 Times are whole calls, kernels included: microseconds, the median over rounds and the range of their middle half. A
-pair is ``forward`` and ``backward``. Rounds of all kinds of calls take turns.
+pair is ``forward`` and ``backward``. Rounds of all kinds of calls take turns. What a call costs over its kernels is its
+time less that of one more step, as calls of many steps tell it.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from fastrnn.bench import machine
 
 SIZE = 4
 CALLS = 200  # of one kind before the next has its turn
+MORE_STEPS = 128  # of a long call than of a short one
 
 
 def fastrnn_calls(cell: str) -> dict[str, Callable[[], object]]:
     layer = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}[cell](SIZE, SIZE, seed=0)
     x, dy = np.ones((2, 1, 1, SIZE), np.float32)
+    long_x, long_dy = np.ones((2, 1 + MORE_STEPS, 1, SIZE), np.float32)
     stream = layer.stream()
     return {
         "step": functools.partial(stream.step, x[0]),
         "call": functools.partial(layer, x),
+        "long call": functools.partial(layer, long_x),
         "pair": lambda: layer.backward(layer.forward(x)[2], dy),
+        "long pair": lambda: layer.backward(layer.forward(long_x)[2], long_dy),
     }
 
 
@@ -62,6 +67,9 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
             for _ in range(CALLS):
                 call()
             times[name].append((perf_counter() - start) / CALLS * 1e6)
+    for name in ("call", "pair"):
+        rounds_of = zip(times[name], times.pop(f"long {name}"), strict=True)
+        times[f"{name} over kernels"] = [short - (long - short) / MORE_STEPS for short, long in rounds_of]
     return {name: [round(float(q), 2) for q in np.quantile(t, (0.25, 0.5, 0.75))] for name, t in times.items()}
 
 
@@ -74,7 +82,7 @@ def main() -> None:
     for cell in ("lstm", "gru", "rnn"):
         rows[cell] = measure(fastrnn_calls(cell) | torch_calls(cell), options.rounds)
         for name, (low, median, high) in rows[cell].items():
-            print(f"{cell:5} {name:11} {median:7.2f} us   ({low:.2f} to {high:.2f})", flush=True)
+            print(f"{cell:5} {name:17} {median:7.2f} us   ({low:.2f} to {high:.2f})", flush=True)
     if options.json:
         record = {"machine": machine.describe(), "commit": machine.commit(), "microseconds": rows}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
