@@ -54,9 +54,9 @@ def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
     found = fastrnn.show_config(mode="dicts")["cuda"]
     assert found["built"] is True
     assert found["build"] == "CUDA 13.0 for 80,90a-real"
-    assert found["missing"][0] == "layers cannot use GPUs yet in this version"
+    assert found["missing"][0] == "in this version only fastrnn.torch can use GPUs"
     fastrnn.show_config()
-    assert "built with CUDA 13.0 for 80,90a-real, not available: layers cannot" in capsys.readouterr().out
+    assert "built with CUDA 13.0 for 80,90a-real, not available: in this version only" in capsys.readouterr().out
 
 
 def test_unknown_mode():

@@ -113,7 +113,16 @@ def test_resets_start_anew(cell, batch_first):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("options", [{}, {"lengths": True, "bidirectional": True}, {"resets": True}, {"packed": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lengths": True, "bidirectional": True},
+        {"resets": True},
+        {"packed": True},
+        {"lengths": True, "resets": True},
+    ],
+)
 def test_the_composite_computes_what_the_kernels_do(cell, options):
     """Dropout too: with its seed the masks are the kernels' own."""
     layer = getattr(fast, cell)(4, 9, 2, bidirectional=options.get("bidirectional", False), dtype=torch.float64)

@@ -44,7 +44,7 @@ def results(layer, x, hx=None, call=None):
     hx = None if not states else tuple(states) if len(states) == 2 else states[0]
     outputs = list(tensors((call or layer)(leaves[0], hx)))
     numbers = torch.Generator().manual_seed(3)
-    loss = sum((y * torch.randn(y.shape, generator=numbers, dtype=y.dtype)).sum() for y in outputs)
+    loss = sum((y * torch.randn(y.shape, generator=numbers).to(y)).sum() for y in outputs)
     loss.backward()
     return [y.detach() for y in outputs] + [t.grad for t in leaves] + [w.grad for w in layer.parameters()]
 

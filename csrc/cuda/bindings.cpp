@@ -89,6 +89,18 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
       },
       "problem"_a, "seq_len"_a, "batch"_a, "dropout"_a, "training"_a);
 
+  // Bytes per row of a step and per sequence.
+  m.def(
+      "reserve_parts",
+      [](const Problem& problem) {
+        py::list parts;
+        for (const ReservePart& part : reserve_parts(problem)) {
+          parts.append(py::make_tuple(part.per_row, part.per_sequence));
+        }
+        return parts;
+      },
+      "problem"_a);
+
   // out: y, h_n, c_n.
   m.def(
       "forward",

@@ -40,6 +40,21 @@ Sizes sizes(const Problem& problem, const Batch& batch, bool dropout, bool train
   });
 }
 
+std::vector<ReservePart> reserve_parts(const Problem& problem) {
+  return with_numbers(problem.dtype, false, [&](auto n) {
+    const auto parts = [&](int64_t seq_len) {
+      Batch batch;
+      batch.seq_len = seq_len;
+      batch.batch = 1;
+      return Reserve<decltype(n)>(problem, Extents(problem, batch), nullptr).arena.parts();
+    };
+    const std::vector<size_t> one = parts(1), two = parts(2);
+    std::vector<ReservePart> all;
+    for (size_t i = 0; i < one.size(); i++) all.push_back({two[i] - one[i], 2 * one[i] - two[i]});
+    return all;
+  });
+}
+
 void forward(const Call& call, const std::vector<Weights>& weights, const ForwardArrays& arrays) {
   check(call);
   with_numbers(call.problem.dtype, call.tf32, [&](auto n) { forward_general<decltype(n)>(call, weights, arrays); });

@@ -17,6 +17,12 @@ struct Sizes {
 // Of batch only the two sizes matter. Independent of what the arrays hold.
 Sizes sizes(const Problem& problem, const Batch& batch, bool dropout, bool training);
 
+// The reserve is the sum of parts of seq_len * batch * per_row + batch * per_sequence bytes, each rounded up to 256.
+struct ReservePart {
+  size_t per_row, per_sequence;
+};
+std::vector<ReservePart> reserve_parts(const Problem& problem);
+
 // As forward and backward in fastrnn.h; lengths and resets stand in device memory too, and rows are never packed.
 // Products of float32 go through TF32 if tf32.
 struct Call {

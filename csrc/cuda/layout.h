@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "cuda/fastrnn_cuda.h"
 
@@ -32,14 +33,17 @@ class Arena {
   T* take(int64_t n, bool wanted = true) {
     if (!wanted) return nullptr;
     T* at = reinterpret_cast<T*>(base_ + size_);
-    size_ += (size_t(n) * sizeof(T) + 255) & ~size_t(255);
+    parts_.push_back(size_t(n) * sizeof(T));
+    size_ += (parts_.back() + 255) & ~size_t(255);
     return at;
   }
   size_t size() const { return size_; }
+  const std::vector<size_t>& parts() const { return parts_; }  // bytes of each, before they are aligned
 
  private:
   uintptr_t base_;  // 0: only the size is asked for
   size_t size_ = 0;
+  std::vector<size_t> parts_;
 };
 
 struct Extents {

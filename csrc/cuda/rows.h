@@ -1,6 +1,6 @@
 // Which rows of the batch live at a step, and where each takes its state from. A length that is out of range ends at
-// the last step. Rows stand as in the user's arrays: row b of step t at t * batch + b. In the reverse direction t
-// falls; a row joins at its last step, with its initial state.
+// the last step, or before the first. Rows stand as in the user's arrays: row b of step t at t * batch + b. In the
+// reverse direction t falls; a row joins at its last step, with its initial state.
 #pragma once
 
 #include "cuda/device.h"
@@ -14,7 +14,10 @@ struct Rows {
   const uint8_t* resets;   // (T, B) or null
   bool reverse;
 
-  FASTRNN_DEVICE int64_t length(int64_t b) const { return lengths && lengths[b] < seq_len ? lengths[b] : seq_len; }
+  FASTRNN_DEVICE int64_t length(int64_t b) const {
+    if (!lengths || lengths[b] > seq_len) return seq_len;
+    return lengths[b] > 0 ? lengths[b] : 0;
+  }
   FASTRNN_DEVICE bool lives(int64_t t, int64_t b) const { return t < length(b); }
   // Of row b of step t, counted from the first step's.
   FASTRNN_DEVICE bool lives(int64_t row) const { return !lengths || lives(row / batch, row % batch); }

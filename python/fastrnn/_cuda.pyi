@@ -34,6 +34,9 @@ class Options:
 def sizes(problem: Problem, seq_len: int, batch: int, dropout: float, training: bool) -> tuple[int, int, int]:
     """Bytes of the reserve, of forward's workspace and of backward's. Each must be aligned to 256."""
 
+def reserve_parts(problem: Problem) -> list[tuple[int, int]]:
+    """Bytes of each part of the reserve for a row of a step, and for a sequence besides; each is rounded up to 256."""
+
 def forward(
     problem: Problem,
     seq_len: int,

@@ -146,8 +146,8 @@ def _installed(distribution: str) -> str | None:
 def missing_for_cuda() -> list[str]:
     """Why device="cuda" cannot be used."""
     built = cuda_build() is not None
-    # The kernels are there, and tested; what hands them the arrays of CuPy and torch is not.
-    missing = ["layers cannot use GPUs yet in this version" if built else "this fastrnn was built without CUDA"]
+    # Layers of fastrnn.torch run on the kernels; what hands them the arrays of CuPy is not there.
+    missing = ["in this version only fastrnn.torch can use GPUs" if built else "this fastrnn was built without CUDA"]
     if cuda_driver() is None:
         missing.append("no NVIDIA driver found on this machine")
     return missing

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernel
-from .kernel import Sequences, Stack
+from .call import Sequences, Stack
 from .layers import OnKernels, plain
 from .paths import cell_of, obstacle, quicker_on_torch
 

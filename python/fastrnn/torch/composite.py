@@ -7,15 +7,13 @@ Slow, one small operation after the other. It serves where the kernels cannot: f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-
-if TYPE_CHECKING:
-    from .kernel import Sequences, Stack
+from .call import GATES, Sequences, Stack
 
 Outputs = tuple[Tensor, Tensor, Tensor | None]
 
@@ -59,9 +57,6 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> Outputs:
     return y, torch.stack(final_h), torch.stack(final_c) if stack.cell == "lstm" else None
 
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-
-
 def running(lengths: Tensor, seq_len: int | None = None) -> Tensor:
     """bool (T, B): whether row b has a step t."""
     if seq_len is None:
@@ -87,7 +82,7 @@ def _scan(
     steps = range(x.shape[0])
     for t in reversed(steps) if reverse else steps:
         if resets is not None:
-            keep = ~resets[t][:, None]
+            keep = ~(resets[t] if rows is None else resets[t] & rows[t])[:, None]  # a row that has ended stays
             h, c = torch.where(keep, h, 0), torch.where(keep, c, 0)
         from_x = torch.nn.functional.linear(x[t], w_ih, b_ih)
         from_h = torch.nn.functional.linear(h, w_hh, b_hh)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import composite, kernel
-from .kernel import Sequences, Stack
-from .paths import cell_of, obstacle
+from . import composite, cpu, kernel
+from .call import Sequences, Stack
+from .paths import autocast_dtype, cell_of, obstacle
 
 
 class OnKernels(nn.Module):
@@ -31,7 +31,7 @@ class OnKernels(nn.Module):
 
     def _hold_memory(self) -> None:
         if not torch.compiler.is_compiling():
-            kernel.hold_memory(self)
+            cpu.hold_memory(self)
 
     def _weights(self) -> list[Tensor]:
         # By name: parametrizations and functional_call put others in the place of the parameters.
@@ -59,7 +59,8 @@ class _Recurrent(OnKernels, nn.RNNBase):
             input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a PackedSequence.
             hx: the initial state (L*D, B, H), for LSTM a pair of h and c; None: zeros. Unbatched without B.
             lengths: int64 (B,), the number of steps of each row, in any order; past its end y is zero and the final
-                state that of the row's last step. Not with a PackedSequence.
+                state that of the row's last step. Not with a PackedSequence. On a GPU they are not checked: what is
+                less than 0 counts as 0, what is more than T as T.
             resets: bool (T, B), or (B, T) with ``batch_first``: where True the state is zeroed before step t. Neither
                 with a PackedSequence nor with ``bidirectional``.
 
@@ -97,17 +98,22 @@ class _Recurrent(OnKernels, nn.RNNBase):
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         # Like the masks that torch would draw, the seed follows torch.manual_seed.
         seed = torch.randint(2**63 - 1, (), device="cpu") if dropout > 0 and call is kernel.run else None
+        dtype = autocast_dtype(x) if found is None else None
+
+        def cast(tensor: Tensor) -> Tensor:
+            return plain(tensor if dtype is None else tensor.to(dtype))
+
         given = Sequences(
-            plain(x),
-            None if states[0] is None else plain(states[0]),
-            None if states[1] is None else plain(states[1]),
+            cast(x),
+            None if states[0] is None else cast(states[0]),
+            None if states[1] is None else cast(states[1]),
             None if lengths is None else lengths.contiguous(),
             None if resets is None else resets.contiguous(),
             packed,
             dropout,
             seed,
         )
-        y, h_n, c_n = call(self._stack(), given, [plain(w) for w in weights])
+        y, h_n, c_n = call(self._stack(), given, [cast(w) for w in weights])
 
         if packed:
             if unsorted_indices is not None:
@@ -220,6 +226,7 @@ def _check_extras(layer: nn.RNNBase, input: Any, lengths: Any, resets: Any) -> N
             raise ValueError(f"{name}: lengths must have shape (B={axes['B']},), got {tuple(lengths.shape)}")
         if (
             not torch.compiler.is_compiling()
+            and lengths.is_cpu  # others would have to be waited for: the kernels stop at T
             and lengths.numel()
             and not 0 <= int(lengths.min()) <= int(lengths.max()) <= axes["T"]
         ):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .composite import GATES
+from .call import GATES
+from .devices import DEVICES, part_for
 
-_DTYPES = (torch.float32, torch.float64)
 _STRIDED = torch.strided
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -84,21 +84,45 @@ def _reason(
         return quicker
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and ONNX need torch's own operators"
-    dtype = x.dtype
+    on_cpu, dtype = x.is_cpu, autocast_dtype(x) or x.dtype
+    index = -1 if on_cpu else x.get_device()
     for tensor in (x, *weights, *_states(hx)):
-        if not (isinstance(tensor, Tensor) and tensor.is_cpu and tensor.dtype == dtype and tensor.layout == _STRIDED):
-            return _fault(tensor, dtype)
-    if dtype not in _DTYPES:
-        return _fault(x, dtype)
-    if torch.is_autocast_enabled("cpu"):
+        if not (
+            isinstance(tensor, Tensor)
+            and (tensor.is_cpu if on_cpu else tensor.is_cuda and tensor.get_device() == index)
+            and (tensor.dtype == dtype or autocast_dtype(tensor) == dtype)
+            and tensor.layout == _STRIDED
+        ):
+            return _fault(tensor, x, dtype)
+    part = part_for(x)
+    if dtype not in part.DTYPES:
+        return _fault(x, x, dtype)
+    if (absent := part.missing()) is not None:
+        return absent
+    if not part.AUTOCASTS and torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
-    if (lengths is not None and lengths.device.type != "cpu") or (resets is not None and resets.device.type != "cpu"):
-        return "lengths or resets are not on the CPU"
+    if not part.SERVES_STEPS and isinstance(layer, nn.RNNCellBase):
+        return f"there is no kernel for single steps on device {x.device.type}"
+    if not part.SERVES_EMPTY and not x.numel():
+        return "there is nothing to compute"
+    for extra in (lengths, resets):
+        if extra is not None and not extra.is_cpu and extra.device != x.device:
+            return f"lengths or resets are on device {extra.device}"
     if not (
         _fits(layer, weights, input, hx) if isinstance(layer, nn.RNNBase) else _fits_cell(layer, weights, input, hx)
     ):
         return "torch refuses such shapes"
     return None
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What a call casts this tensor to under autocast, as torch's own layers do on GPUs; None: it stays as it is."""
+    device = "cpu" if tensor.is_cpu else tensor.device.type
+    part = DEVICES.get(device)
+    if part is None or not part.AUTOCASTS or not torch.is_autocast_enabled(device):
+        return None
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if eligible else None
 
 
 def quicker_on_torch(cell: Any, x: Tensor, recording: bool) -> str | None:
@@ -117,13 +141,16 @@ def quicker_on_torch(cell: Any, x: Tensor, recording: bool) -> str | None:
     return "so small a step is quicker there" if few else None
 
 
-def _fault(tensor: Any, dtype: torch.dtype) -> str:
-    """Of a tensor that the kernels cannot take."""
+def _fault(tensor: Any, x: Tensor, dtype: torch.dtype) -> str:
+    """Of a tensor that the kernels cannot take, in a call with this x that computes in this dtype."""
     if not isinstance(tensor, Tensor):
         return f"a state is a {type(tensor).__name__}"
-    if tensor.device.type != "cpu":
+    part = DEVICES.get(tensor.device.type)
+    if part is None:
         return f"there is no kernel for device {tensor.device.type}"
-    if tensor.dtype not in _DTYPES:
+    if tensor.device != x.device:
+        return f"devices differ: {tensor.device} and {x.device}"
+    if tensor.dtype not in part.DTYPES:
         return f"there is no kernel for {tensor.dtype}"
     if tensor.dtype != dtype:
         return f"dtypes differ: {tensor.dtype} and {dtype}"

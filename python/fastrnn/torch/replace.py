@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .cells import GRUCell, LSTMCell, RNNCell
-from .kernel import hold_memory, release_memory
+from .cpu import hold_memory, release_memory
 from .layers import GRU, LSTM, RNN, OnKernels
 from .paths import obstacle
 

@@ -1,0 +1,65 @@
+"""What a call of the kernels is: its layers, its tensors and their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+#: Of each cell, as the kernels name it.
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+class Stack(NamedTuple):
+    """What the weights' shapes do not tell."""
+
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+
+    @property
+    def num_states(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+
+class Sequences(NamedTuple):
+    """The tensors of a call: time-major, contiguous, of one dtype on one device, but that lengths, resets and seed may
+    stand on the CPU.
+
+    One step of one layer can do without the first dimension: x (B, I), states and results (B, P) and (B, H).
+    """
+
+    x: Tensor  # (T, B, I); packed: (sum of lengths, I), step by step
+    h_0: Tensor | None  # (L*D, B, P)
+    c_0: Tensor | None  # (L*D, B, H), LSTM only
+    lengths: Tensor | None  # int64 (B,); packed: never rising
+    resets: Tensor | None  # bool (T, B)
+    packed: bool
+    dropout: float
+    seed: Tensor | None  # int64 (); None without dropout
+
+    @property
+    def is_step(self) -> bool:
+        return self.x.dim() == 2 and not self.packed
+
+
+class Sizes:
+    """Of one call, from the shapes of its tensors; batch: that of packed rows, else None."""
+
+    def __init__(self, stack: Stack, x: Sequence[int], batch: int | None, w_hh: Sequence[int]) -> None:
+        gates, self.state_size = w_hh
+        self.hidden_size = gates // GATES[stack.cell]
+        self.input_size = x[-1]
+        self.batch = x[-2] if batch is None else batch
+        states = (stack.num_states, self.batch) if batch is not None or len(x) == 3 else (self.batch,)
+        self.seq_len = None if batch is not None else x[0] if len(x) == 3 else 1
+        self.y = (*x[:-1], (2 if stack.bidirectional else 1) * self.state_size)
+        self.h = (*states, self.state_size)
+        self.c = (*states, self.hidden_size) if stack.cell == "lstm" else (0,)
+        self.of_layer = (self.input_size, self.hidden_size, self.state_size)
+
+
+def shapes_of(given: Sequences, weights: Sequence[Tensor]) -> tuple[Any, ...]:
+    return given.x.shape, given.lengths.shape[0] if given.packed else None, weights[1].shape  # type: ignore[union-attr]

@@ -1,0 +1,171 @@
+"""The kernels on tensors in a GPU's memory.
+
+Everything is enqueued on torch's current stream and nothing waits. torch's allocator owns all memory: what forward
+keeps for backward is a tensor like others, which autograd saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import Sequences, Sizes, Stack, shapes_of
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TAKES_PACKED = False
+AUTOCASTS = True
+SERVES_STEPS = False
+SERVES_EMPTY = False
+
+
+@functools.cache
+def missing() -> str | None:
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    try:
+        _kernels()
+    except ImportError:
+        return "this fastrnn was built without CUDA"
+    return None
+
+
+def _kernels() -> ModuleType:
+    from .. import _cuda
+
+    return _cuda
+
+
+@contextlib.contextmanager
+def _on_device_of(x: Tensor) -> Iterator[int]:
+    """Launches go to this tensor's device, and to the stream given here."""
+    with torch.cuda.device(x.device):
+        yield torch.cuda.current_stream().cuda_stream
+
+
+def output_to_save(stack: Stack, y: Tensor, kept: Tensor) -> Tensor:
+    return y  # as with cuDNN, whoever changes it in place hears of it in backward
+
+
+def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:
+    rows, problem = sizes.seq_len * sizes.batch, _problem(stack, dtype, *map(int, sizes.of_layer))  # type: ignore[operator]
+    # Sizes may be symbols of a compiler.
+    return sum(
+        (rows * per_row + sizes.batch * per_sequence + 255) // 256 * 256
+        for per_row, per_sequence in _kernels().reserve_parts(problem)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, state_size: int) -> Any:
+    proj_size = 0 if state_size == hidden_size else state_size
+    name = str(dtype).removeprefix("torch.")
+    return _kernels().Problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
+
+
+class _Call:
+    """What forward and backward of a call share."""
+
+    def __init__(self, stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool) -> None:
+        self.x, self.weights = given.x, weights
+        self.sizes = Sizes(stack, *shapes_of(given, weights))
+        self.problem = _problem(stack, given.x.dtype, *self.sizes.of_layer)
+        self.extent = (self.sizes.seq_len, self.sizes.batch)
+        # Freed with this, maybe before the stream has come to them: until then the memory goes to this stream only.
+        self._lengths, self._resets = (
+            None if t is None else t.to(given.x.device, non_blocking=True) for t in (given.lengths, given.resets)
+        )
+        self.options = _kernels().Options(
+            _address(self._lengths),
+            _address(self._resets),
+            given.dropout,
+            0 if given.seed is None else int(given.seed),
+            given.x.dtype == torch.float32 and _allow_tf32(),
+        )
+        self.reserve, *self._workspaces = _kernels().sizes(self.problem, *self.extent, given.dropout, training)
+
+    def bytes(self, count: int) -> Tensor:
+        return self.x.new_empty(count, dtype=torch.uint8)
+
+    def workspace(self, backward: bool) -> Tensor:
+        return self.bytes(self._workspaces[backward])
+
+
+def _allow_tf32() -> bool:
+    """As torch decides for its own recurrent layers."""
+    precision = getattr(torch.backends.cudnn.rnn, "fp32_precision", None)  # from torch 2.9 on
+    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def forward(
+    stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """y, h_n, c_n (LSTM), and what training keeps."""
+    call, x = _Call(stack, given, weights, training), given.x
+    y, h_n = x.new_empty(call.sizes.y), x.new_empty(call.sizes.h)
+    c_n = x.new_empty(call.sizes.c) if stack.cell == "lstm" else None
+    kept = call.bytes(call.reserve) if training else None
+    workspace = call.workspace(backward=False)
+    with _on_device_of(x) as stream:
+        _kernels().forward(
+            call.problem,
+            *call.extent,
+            x.data_ptr(),
+            _address(given.h_0),
+            _address(given.c_0),
+            [w.data_ptr() for w in weights],
+            call.options,
+            (y.data_ptr(), h_n.data_ptr(), _address(c_n)),
+            _address(kept),
+            workspace.data_ptr(),
+            stream,
+        )
+    return y, h_n, c_n, kept
+
+
+def backward(
+    stack: Stack,
+    given: Sequences,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    kept: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    needs: Sequence[bool],
+    need_dweights: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
+    call, x, lstm = _Call(stack, given, weights, training=True), given.x, stack.cell == "lstm"
+    dx = torch.empty_like(x) if needs[0] else None
+    dh_0 = x.new_empty(call.sizes.h) if needs[1] else None
+    dc_0 = x.new_empty(call.sizes.c) if needs[2] and lstm else None
+    dweights = [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)]
+    workspace = call.workspace(backward=True)
+    with _on_device_of(x) as stream:
+        _kernels().backward(
+            call.problem,
+            *call.extent,
+            x.data_ptr(),
+            y.data_ptr(),
+            [w.data_ptr() for w in weights],
+            call.options,
+            _address(dy),
+            _address(dh_n),
+            _address(dc_n) if lstm else None,
+            (_address(dx), _address(dh_0), _address(dc_0)),
+            list(map(_address, dweights)),
+            kept.data_ptr(),
+            workspace.data_ptr(),
+            stream,
+            False,
+        )
+    return dx, dh_0, dc_0, dweights
