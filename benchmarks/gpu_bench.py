@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import sys
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import fastrnn.torch
 from fastrnn import _cuda
 
 #: T, B, I, H, L, bidirectional
@@ -33,6 +36,8 @@ SHAPES = (
     (100, 20, 650, 650, 2, False),
     (128, 32, 512, 512, 4, False),
 )
+#: Lengths are drawn from 1..T.
+PACKED = (256, 32, 256, 256, 1, False)
 NUMBERS = ("bfloat16", "float16", "float32", "tf32")
 GATES = {"lstm": 4, "gru": 3}
 SECONDS = 0.6  # of each row's turns
@@ -45,63 +50,111 @@ CELL_SECONDS = 0.12e-6
 SMALL = 128
 
 
-def measure(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> dict[str, Any]:
-    """Milliseconds of cuDNN and of every way to call the kernels, taking turns; their largest differences."""
+def layers(cell: str, number: str, shape: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """torch's layer, the same on the kernels, and x."""
     T, B, I, H, L, bidirectional = shape  # noqa: E741
     dtype = getattr(torch, {"tf32": "float32"}.get(number, number))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = number == "tf32"
     torch.manual_seed(0)
     theirs = getattr(torch.nn, cell.upper())(I, H, L, bidirectional=bidirectional, device="cuda", dtype=dtype)
-    evaluating = copy.deepcopy(theirs).eval()
-    for layer in (theirs, evaluating):
+    theirs.flatten_parameters()
+    return (
+        theirs,
+        fastrnn.torch.accelerate(copy.deepcopy(theirs)),
+        torch.randn(T, B, I, device="cuda", dtype=dtype),
+    )
+
+
+def inference(layer: Any, x: Any) -> Callable[[], Any]:
+    layer = copy.deepcopy(layer).eval()
+    if isinstance(layer, (torch.nn.LSTM, torch.nn.GRU)):
         layer.flatten_parameters()
-    x = torch.randn(T, B, I, device="cuda", dtype=dtype)
-    dy = torch.randn(T, B, H * (1 + bidirectional), device="cuda", dtype=dtype)
-    inference, training = (Ours(cell, number, theirs, x, dy, mode) for mode in (False, True))
-    leaf = x.clone().requires_grad_()
 
-    def their_inference() -> Any:
-        with torch.no_grad():
-            return evaluating(x)[0]
+    @torch.no_grad()
+    def call() -> Any:
+        return layer(x)[0]
 
-    def their_training() -> Any:
-        theirs.zero_grad()
+    return call
+
+
+def training(layer: Any, leaf: Any, make_x: Callable[[Any], Any], dy: Any) -> Callable[[], Any]:
+    def call() -> Any:
+        layer.zero_grad()
         leaf.grad = None
-        y = theirs(leaf)[0]
+        y = layer(make_x(leaf))[0]
+        y = y.data if isinstance(y, PackedSequence) else y
         y.backward(dy)
         return y
 
-    def off(ours: torch.Tensor, other: torch.Tensor) -> float:
-        return float((ours.float() - other.float()).abs().max() / other.float().abs().max())
+    return call
 
-    expected = their_training().detach()
-    training.both()
-    row: dict[str, Any] = {
-        "cell": cell, "dtype": number, "shape": list(shape[:5]), "bidirectional": bidirectional,
-        "error": {
-            "y": off(training.y, expected),
-            "inference": off(inference.forward(), their_inference()),
-            "dx": off(training.dx, leaf.grad),
-            "dweights": max(off(g, w.grad) for g, w in zip(training.grads, theirs.parameters(), strict=True)),
-        },
-    }  # fmt: skip
+
+def off(ours: torch.Tensor, other: torch.Tensor) -> float:
+    return float((ours.float() - other.float()).abs().max() / other.float().abs().max())
+
+
+def measure(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> dict[str, Any]:
+    """Milliseconds of cuDNN and of every way to call the kernels, taking turns; their largest differences."""
+    theirs, mine, x = layers(cell, number, shape)
+    dy = torch.randn(*x.shape[:2], shape[3] * (1 + shape[5]), device="cuda", dtype=x.dtype)
+    forward, both = (Ours(cell, number, theirs, x, dy, mode) for mode in (False, True))
+    leaf = x.clone().requires_grad_()
     ways: dict[str, Callable[[], Any]] = {
-        "cudnn_inference": their_inference,
-        "inference": inference.forward,
-        "inference_graph": captured(inference.forward),
-        "cudnn_training": their_training,
-        "training": training.both,
-        "training_graph": captured(training.both),
+        "cudnn_inference": inference(theirs, x),
+        "layer_inference": inference(mine, x),
+        "cudnn_training": training(theirs, leaf, lambda x: x, dy),
+        "layer_training": training(mine, x.clone().requires_grad_(), lambda x: x, dy),
     }
+    expected = ways["cudnn_training"]().detach()
+    both.both()
+    row: dict[str, Any] = {
+        "error": {
+            "y": off(both.y, expected),
+            "inference": off(forward.forward(), ways["cudnn_inference"]()),
+            "dx": off(both.dx, leaf.grad),
+            "dweights": max(off(g, w.grad) for g, w in zip(both.grads, theirs.parameters(), strict=True)),
+        },
+    }
+    ways |= {
+        "inference": forward.forward,
+        "inference_graph": captured(forward.forward),
+        "training": both.both,
+        "training_graph": captured(both.both),
+    }
+    return row | in_turns(ways) | {"floor_inference_ms": 1e3 * floor(cell, number, shape, latency)}
+
+
+def measure_packed(cell: str, number: str) -> dict[str, Any]:
+    """The same for a PackedSequence, which the layers pad and cuDNN takes as it is."""
+    theirs, mine, x = layers(cell, number, PACKED)
+    lengths = torch.randint(1, len(x) + 1, (x.shape[1],))
+
+    def packed(x: Any) -> Any:
+        return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+    dy = torch.randn(int(lengths.sum()), PACKED[3], device="cuda", dtype=x.dtype)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    ways = {
+        "cudnn_inference": inference(theirs, packed(x)),
+        "layer_inference": inference(mine, packed(x)),
+        "cudnn_training": training(theirs, leaves[0], packed, dy),
+        "layer_training": training(mine, leaves[1], packed, dy),
+    }
+    y = [ways[name]().detach() for name in ("layer_training", "cudnn_training")]
+    return {"error": {"y": off(*y), "dx": off(leaves[1].grad, leaves[0].grad)}} | in_turns(ways)
+
+
+def in_turns(ways: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Milliseconds of each."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.monotonic() + SECONDS
-    while time.monotonic() < end or len(times["inference"]) < 3:
+    while time.monotonic() < end or len(times["cudnn_inference"]) < 3:
         for name, way in ways.items():
             times[name].append(milliseconds(way))
-    for name, taken in times.items():
-        row[name] = {"ms": statistics.median(taken), "least": min(taken), "most": max(taken), "runs": len(taken)}
-    row["floor_inference_ms"] = 1e3 * floor(cell, number, shape, latency)
-    return row
+    return {
+        name: {"ms": statistics.median(taken), "least": min(taken), "most": max(taken), "runs": len(taken)}
+        for name, taken in times.items()
+    }
 
 
 def floor(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> float:
@@ -191,20 +244,21 @@ def main() -> int:
     # Where cuDNN can take bfloat16 at all, torch may not lay its weights out for it unasked.
     torch.backends.cudnn.CUDNN_TENSOR_DTYPES.add(torch.bfloat16)
     end = time.monotonic() + options.seconds
-    for number in NUMBERS:
-        for shape in SHAPES:
-            for cell in GATES:
-                named = {"cell": cell, "dtype": number, "shape": list(shape[:5]), "bidirectional": shape[5]}
-                if time.monotonic() > end:
-                    print(json.dumps(named | {"left_out": True}), flush=True)
-                    continue
-                try:
-                    row = measure(cell, number, shape, options.latency * 1e-6)
-                except Exception as error:
-                    row = named | {"failed": f"{type(error).__name__}: {error}"}
-                print(json.dumps(row), flush=True)
-                if "CUDA error" in row.get("failed", ""):
-                    return 1  # which no later call would survive
+    kinds = [(shape, False) for shape in SHAPES]
+    kinds.insert(1, (PACKED, True))
+    for number, (shape, packed), cell in itertools.product(NUMBERS, kinds, GATES):
+        row: dict[str, Any] = {"cell": cell, "dtype": number, "shape": list(shape[:5]), "bidirectional": shape[5]}
+        row["packed"] = packed
+        if time.monotonic() > end:
+            print(json.dumps(row | {"left_out": True}), flush=True)
+            continue
+        try:
+            row |= measure_packed(cell, number) if packed else measure(cell, number, shape, options.latency * 1e-6)
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(row), flush=True)
+        if "CUDA error" in row.get("failed", ""):
+            return 1  # which no later call would survive
     return 0
 
 

@@ -30,7 +30,8 @@ PARTS = ("build", "tests", "latency", "bench", "sanitizer")
 SECONDS = {"build": 240, "tests": 120, "latency": 30, "bench": 200, "sanitizer": 60}
 #: Small, and among them all that a kernel distinguishes.
 SANITIZED = "T2 or past_a_rows or added_to"
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "tests/test_cuda_kernels.py")
+TESTS = ("tests/test_cuda_kernels.py", "tests/test_torch_cuda.py")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *TESTS)
 
 
 class Failed(Exception):
@@ -188,12 +189,14 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
         yield "Milliseconds; in brackets cuDNN's time divided by ours. The floor is that of inference."
         yield ""
         header = (
-            "cell|dtype|T,B,I,H,L|cuDNN inference|ours|as a graph|floor|cuDNN training|ours|as a graph|largest error"
+            "cell|dtype|T,B,I,H,L|cuDNN inference|layer|kernels|as a graph|floor|"
+            "cuDNN training|layer|kernels|as a graph|largest error"
         )
         yield "|" + header + "|"
         yield "|---" * len(header.split("|")) + "|"
     for row in rows:
         shape = ",".join(map(str, row["shape"])) + (" both directions" if row["bidirectional"] else "")
+        shape += " packed" if row["packed"] else ""
         cells = [row["cell"], row["dtype"], shape]
         if "failed" in row or "left_out" in row:
             yield "| " + " | ".join([*cells, row.get("failed", "left out")[:300]]) + " |"
@@ -201,9 +204,10 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
         for mode in ("inference", "training"):
             theirs = row[f"cudnn_{mode}"]["ms"]
             cells.append(f"{theirs:.3f}")
-            cells += [f"{row[way]['ms']:.3f} ({theirs / row[way]['ms']:.2f})" for way in (mode, f"{mode}_graph")]
+            for way in (f"layer_{mode}", mode, f"{mode}_graph"):
+                cells.append(f"{row[way]['ms']:.3f} ({theirs / row[way]['ms']:.2f})" if way in row else "-")
             if mode == "inference":
-                cells.append(f"{row['floor_inference_ms']:.3f}")
+                cells.append(f"{row['floor_inference_ms']:.3f}" if "floor_inference_ms" in row else "-")
         yield "| " + " | ".join([*cells, f"{max(row['error'].values()):.1e}"]) + " |"
 
 
