@@ -50,9 +50,11 @@ if EMULATED:  # what holds on the CPU holds here
 def _emulated():
     with pytest.MonkeyPatch.context() as patch:
         if EMULATED:
-            patch.setattr(cuda, "_kernels", lambda: device.module)
+            patch.setattr(cuda, "_cuda", device.module)
+            patch.setattr(cuda, "_missing", lambda: None)
             patch.setattr(cuda, "_on_device_of", lambda x: contextlib.nullcontext(device.stream))
-            patch.setattr(cuda, "missing", lambda: None)
+            patch.setattr(cuda, "_is_capturing", lambda x: False)
+            patch.setattr(cuda, "_probed", {})
             patch.setitem(devices.DEVICES, "cpu", cuda)
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
         cuda._problem.cache_clear()
@@ -168,7 +170,7 @@ def test_what_runs_on_torch():
 
 
 def test_without_kernels(monkeypatch):
-    monkeypatch.setattr(cuda, "missing", lambda: "this fastrnn was built without CUDA")
+    monkeypatch.setattr(cuda, "_missing", lambda: "this fastrnn was built without CUDA")
     layer, x = fast.GRU(4, 5).to(DEVICE), randn(3, 2, 4)
     assert obstacle(layer, layer._weights(), x) == ("this fastrnn was built without CUDA", "layer")
     assert layer(x)[0].shape == (3, 2, 5)
@@ -189,14 +191,56 @@ def test_compilers_are_told_how_much_is_kept(seed):
     assert cuda.bytes_kept(stack, sizes, dtype) == device.module.sizes(problem, T, B, 0.0, True)[0]
 
 
-def test_tf32_is_torchs_choice():
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (False, True):
-            torch.backends.cudnn.allow_tf32 = allowed
-            assert cuda._allow_tf32() == allowed
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+def test_kernels_that_do_not_run_on_a_gpu(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(cuda, "_probed", {})
+    monkeypatch.setattr(cuda, "forward", fail)
+    layer, x = fast.GRU(4, 5).to(DEVICE), randn(3, 2, 4)
+    for _ in range(2):
+        found = obstacle(layer, layer._weights(), x)
+        assert found == ("the kernels do not run on this GPU: no kernel image", "layer")
+    assert layer(x)[0].shape == (3, 2, 5)
+
+
+def test_what_a_captured_graph_would_repeat(monkeypatch):
+    monkeypatch.setattr(cuda, "_is_capturing", lambda x: True)
+    layer, x = fast.GRU(4, 5, 2, dropout=0.5).to(DEVICE), randn(3, 2, 4)
+    packed = pack_padded_sequence(x, torch.tensor([3, 2]))
+    assert "packed rows" in obstacle(layer, layer._weights(), packed).reason
+    assert "dropout masks" in obstacle(layer, layer._weights(), x).reason
+    assert obstacle(layer.eval(), layer._weights(), x) is None
+    with pytest.raises(RuntimeError, match="must be on the GPU while a CUDA graph is captured"):
+        cuda.beside(torch.empty(3, device="meta"), torch.tensor([3, 2]))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_traced_in_one_graph(cell):
+    layer = getattr(fast, cell)(8, 16, 2).to(DEVICE)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = randn(6, 4, 8)
+    assert_close(results(layer, x, call=lambda x, hx: compiled(x, hx)), results(layer, x), 24)
+
+
+def test_operators_refuse_what_is_not_like_x():
+    layer = fast.GRU(4, 5).to(DEVICE)
+    x = randn(3, 2, 4)
+    given = Sequences(x, None, None, None, None, False, 0.0, None)
+    weights = list(layer.parameters())
+    with pytest.raises(ValueError, match=r"must be like x, torch.float32 on device .*, got one of torch.float64"):
+        torch.ops.fastrnn.forward(*layer._stack(), *given, [weights[0], weights[1].double(), *weights[2:]], False)
+    with pytest.raises(ValueError, match="must be padded, got packed rows"):
+        torch.ops.fastrnn.forward(*layer._stack(), *given._replace(packed=True), weights, False)
+
+
+def test_tf32_is_torchs_choice(monkeypatch):
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert cuda._allow_tf32() == allowed
+    if hasattr(torch.backends.cudnn.rnn, "fp32_precision"):
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+        assert not cuda._allow_tf32()
 
 
 # ---- what only a GPU shows
@@ -236,10 +280,10 @@ def test_in_a_cuda_graph():
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(dynamic):
     layer = fast.LSTM(8, 32, 2).cuda()
-    call = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for steps in (10, 7):
         x = torch.randn(steps, 4, 8, device="cuda")
-        assert_close(results(layer, x, call=call), results(layer, x), 40)
+        assert_close(results(layer, x, call=lambda x, hx: compiled(x, hx)), results(layer, x), 40)
 
 
 @on_a_gpu

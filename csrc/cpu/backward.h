@@ -320,7 +320,7 @@ class BackwardLayer {
 
   // Whether threads split the columns of dx rather than its rows.
   bool by_columns(int64_t rows) const {
-    return unevenness(input_panels.count()) <= unevenness(EvenParts(rows, max_rows(kMaxVectors)).count);
+    return unevenness(input_panels.count()) <= unevenness(EvenParts(rows, best_rows(kMaxVectors, rows)).count);
   }
 
   // The largest share of n things over the mean share: 1 is best.

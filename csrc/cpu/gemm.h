@@ -260,11 +260,11 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
       first += n;
       continue;
     }
-    const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
     const Rows<T> part = a.tile(i, first, n);
     for (int v = 0, vectors; v < nv; v += vectors) {
       vectors = int(min(tile_vectors(nv, int(n)), nv - v));
       const TileFunction<T> multiply = (packed ? kTiles<T, true> : kTiles<T, false>)[nv][vectors][n];
+      const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
       const T* columns = panel.data + v * kWidth<T>;
       for (int64_t b = 0; b < blocks; b += b_step) {
         const int64_t nb = min(b_step, blocks - b);

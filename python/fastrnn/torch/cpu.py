@@ -24,8 +24,6 @@ DTYPES = (torch.float32, torch.float64)
 TAKES_PACKED = True
 #: Whether calls under autocast run on the kernels, in its dtype.
 AUTOCASTS = False
-SERVES_STEPS = True  # single ones
-SERVES_EMPTY = True  # x without numbers
 
 _memory: weakref.ref[_core.Memory] | None = None  # that of the layers that live, see hold_memory
 _holders: weakref.WeakKeyDictionary[torch.nn.Module, _core.Memory] = weakref.WeakKeyDictionary()
@@ -52,9 +50,13 @@ def _leased() -> _core.Memory | None:
     return None if _memory is None else _memory()
 
 
-def missing() -> str | None:
-    """Why there are no kernels, if there are none."""
+def declines(layer: torch.nn.Module, x: Tensor, packed: bool) -> str | None:
+    """What keeps this part from a call whose tensors it could take."""
     return None
+
+
+def prepared(given: Sequences) -> Sequences:
+    return given
 
 
 def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:

@@ -8,37 +8,87 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .call import Sequences, Sizes, Stack, shapes_of
+
+_cuda: Any = None
+_absent: str | None = None  # why it is None
+try:
+    _cuda = importlib.import_module("fastrnn._cuda")
+except ModuleNotFoundError:
+    _absent = "this fastrnn was built without CUDA"
+except ImportError as _error:
+    _absent = f"fastrnn._cuda cannot be loaded: {_error}"
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TAKES_PACKED = False
 AUTOCASTS = True
-SERVES_STEPS = False
-SERVES_EMPTY = False
+
+_probed: dict[int, str | None] = {}  # by the number of the device
 
 
-@functools.cache
-def missing() -> str | None:
-    if torch.version.cuda is None:
-        return "this PyTorch was built without CUDA"
+def declines(layer: Any, x: Tensor, packed: bool) -> str | None:
+    """What keeps this part from a call whose tensors it could take."""
+    if isinstance(layer, nn.RNNCellBase):
+        return f"there is no kernel for single steps on device {x.device.type}"
+    if not x.numel():
+        return "there is nothing to compute"
+    if (absent := _missing()) is not None:
+        return absent
+    if torch.compiler.is_compiling():
+        return None
+    if _is_capturing(x):
+        if packed:
+            return "packed rows cannot be captured in a CUDA graph"
+        if layer.training and layer.dropout and layer.num_layers > 1:
+            return "a captured CUDA graph would repeat the kernels' dropout masks"
+        return None
+    index = x.get_device()
+    if index not in _probed:
+        _probed[index] = _probe(x)
+    return _probed[index]
+
+
+def _missing() -> str | None:
+    return "this PyTorch was built without CUDA" if torch.version.cuda is None else _absent
+
+
+def _is_capturing(x: Tensor) -> bool:
+    with torch.cuda.device(x.device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _probe(x: Tensor) -> str | None:
+    """Why nothing runs on the device of x: its generation, or a driver, that the kernels were not built for."""
+    x, weight = x.new_zeros(1, 1, 1, dtype=torch.float32), x.new_zeros(1, 1, dtype=torch.float32)
+    given = Sequences(x, None, None, None, None, False, 0.0, None)
     try:
-        _kernels()
-    except ImportError:
-        return "this fastrnn was built without CUDA"
+        forward(Stack("rnn_tanh", 1, False, False), given, [weight, weight], False)
+    except RuntimeError as error:
+        return f"the kernels do not run on this GPU: {error}"
     return None
 
 
-def _kernels() -> ModuleType:
-    from .. import _cuda
+def prepared(given: Sequences) -> Sequences:
+    """The same with lengths and resets on the device of x."""
+    return given._replace(lengths=beside(given.x, given.lengths), resets=beside(given.x, given.resets))
 
-    return _cuda
+
+def beside(x: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """The tensor on the device of x."""
+    if tensor is None or tensor.device == x.device:
+        return tensor
+    if not torch.compiler.is_compiling() and _is_capturing(x):  # the graph would read memory that is gone by then
+        what = "lengths and resets must be on the GPU while a CUDA graph is captured"
+        raise RuntimeError(f"fastrnn: {what}, got some on device {tensor.device}")
+    # What is pinned would be read later, when its owner may have changed it; what is not is copied away at once.
+    return tensor.to(x.device, non_blocking=not tensor.is_pinned())
 
 
 @contextlib.contextmanager
@@ -57,7 +107,7 @@ def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:
     # Sizes may be symbols of a compiler.
     return sum(
         (rows * per_row + sizes.batch * per_sequence + 255) // 256 * 256
-        for per_row, per_sequence in _kernels().reserve_parts(problem)
+        for per_row, per_sequence in _cuda.reserve_parts(problem)
     )
 
 
@@ -65,7 +115,7 @@ def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:
 def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, state_size: int) -> Any:
     proj_size = 0 if state_size == hidden_size else state_size
     name = str(dtype).removeprefix("torch.")
-    return _kernels().Problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
+    return _cuda.Problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
 
 
 class _Call:
@@ -76,18 +126,14 @@ class _Call:
         self.sizes = Sizes(stack, *shapes_of(given, weights))
         self.problem = _problem(stack, given.x.dtype, *self.sizes.of_layer)
         self.extent = (self.sizes.seq_len, self.sizes.batch)
-        # Freed with this, maybe before the stream has come to them: until then the memory goes to this stream only.
-        self._lengths, self._resets = (
-            None if t is None else t.to(given.x.device, non_blocking=True) for t in (given.lengths, given.resets)
-        )
-        self.options = _kernels().Options(
-            _address(self._lengths),
-            _address(self._resets),
+        self.options = _cuda.Options(
+            _address(given.lengths),
+            _address(given.resets),
             given.dropout,
             0 if given.seed is None else int(given.seed),
             given.x.dtype == torch.float32 and _allow_tf32(),
         )
-        self.reserve, *self._workspaces = _kernels().sizes(self.problem, *self.extent, given.dropout, training)
+        self.reserve, *self._workspaces = _cuda.sizes(self.problem, *self.extent, given.dropout, training)
 
     def bytes(self, count: int) -> Tensor:
         return self.x.new_empty(count, dtype=torch.uint8)
@@ -97,9 +143,9 @@ class _Call:
 
 
 def _allow_tf32() -> bool:
-    """As torch decides for its own recurrent layers."""
-    precision = getattr(torch.backends.cudnn.rnn, "fp32_precision", None)  # from torch 2.9 on
-    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
+    """As torch decides for its own recurrent layers. The public switches raise or hide each other in some versions."""
+    getter = getattr(torch._C, "_get_fp32_precision_getter", None)  # from torch 2.9 on
+    return bool(torch._C._get_cudnn_allow_tf32() if getter is None else getter("cuda", "rnn") == "tf32")
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -116,7 +162,7 @@ def forward(
     kept = call.bytes(call.reserve) if training else None
     workspace = call.workspace(backward=False)
     with _on_device_of(x) as stream:
-        _kernels().forward(
+        _cuda.forward(
             call.problem,
             *call.extent,
             x.data_ptr(),
@@ -151,7 +197,7 @@ def backward(
     dweights = [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)]
     workspace = call.workspace(backward=True)
     with _on_device_of(x) as stream:
-        _kernels().backward(
+        _cuda.backward(
             call.problem,
             *call.extent,
             x.data_ptr(),

@@ -20,6 +20,8 @@ def run(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tuple[Tens
     """y, h_n and, for LSTM, c_n (else nothing), differentiable where anything asks for a gradient."""
     if given.packed and not part_for(given.x).TAKES_PACKED:
         return _run_padded(stack, given, weights)
+    if given.lengths is not None or given.resets is not None:
+        given = part_for(given.x).prepared(given)
     asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*given[:3], *weights))
     if asked and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()):
         y, h_n, c_n = _Run.apply(stack, given.packed, given.dropout, *given[:5], given.seed, *weights)
@@ -33,9 +35,9 @@ def _run_padded(stack: Stack, given: Sequences, weights: Sequence[Tensor]) -> tu
     x, lengths = given.x, given.lengths
     assert lengths is not None
     rows = composite.running(lengths)
-    at = rows.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)
+    at = part_for(x).beside(x, rows.flatten().nonzero().squeeze(1))
     padded = x.new_zeros(rows.numel(), x.shape[-1]).index_copy(0, at, x).unflatten(0, rows.shape)
-    y, h_n, c_n = run(stack, given._replace(x=padded, lengths=lengths.to(x.device), packed=False), weights)
+    y, h_n, c_n = run(stack, given._replace(x=padded, packed=False), weights)
     return y.flatten(0, 1).index_select(0, at), h_n, c_n
 
 
@@ -139,7 +141,8 @@ def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stack, given, (weights, training) = _split(args)
     x, sizes = given.x, Sizes(stack, *shapes_of(given, weights))
     y, h_n, c_n = (x.new_empty(shape) for shape in (sizes.y, sizes.h, sizes.c))
-    kept = part_for(x).bytes_kept(stack, sizes, x.dtype) if training else 0
+    part = DEVICES.get(x.device.type, DEVICES["cpu"])  # meta tensors have none
+    kept = part.bytes_kept(stack, sizes, x.dtype) if training else 0
     return y, h_n, c_n, x.new_empty(kept, dtype=torch.uint8)
 
 
@@ -166,6 +169,12 @@ def _from_anyone(device: str, name: str, *args: Any) -> Any:
 
     args = tuple(map(plain, args))
     stack, given, rest = _split(args)
+    given = DEVICES[device].prepared(given)
+    weights, *others = rest
+    for tensor in (given.h_0, given.c_0, *weights, *others[2:5]):  # dy, dh_n, dc_n of backward
+        if isinstance(tensor, Tensor) and (tensor.device != given.x.device or tensor.dtype != given.x.dtype):
+            expected, got = (f"{t.dtype} on device {t.device}" for t in (given.x, tensor))
+            raise ValueError(f"fastrnn: all tensors must be like x, {expected}, got one of {got}")
     if given.is_step and stack.num_states != 1:
         raise ValueError(f"fastrnn: x of {stack.num_states} layers and directions must have 3 dimensions, got 2")
     if given.packed and not DEVICES[device].TAKES_PACKED:

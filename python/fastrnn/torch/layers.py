@@ -98,7 +98,7 @@ class _Recurrent(OnKernels, nn.RNNBase):
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         # Like the masks that torch would draw, the seed follows torch.manual_seed.
         seed = torch.randint(2**63 - 1, (), device="cpu") if dropout > 0 and call is kernel.run else None
-        dtype = autocast_dtype(x) if found is None else None
+        dtype = autocast_dtype(x)
 
         def cast(tensor: Tensor) -> Tensor:
             return plain(tensor if dtype is None else tensor.to(dtype))

@@ -80,7 +80,7 @@ def _reason(
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
         return f"the input is a {type(x).__name__}"
-    if isinstance(layer, nn.RNNCellBase) and (quicker := quicker_on_torch(layer, x, recording)):
+    if x.is_cpu and isinstance(layer, nn.RNNCellBase) and (quicker := quicker_on_torch(layer, x, recording)):
         return quicker
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and ONNX need torch's own operators"
@@ -97,14 +97,10 @@ def _reason(
     part = part_for(x)
     if dtype not in part.DTYPES:
         return _fault(x, x, dtype)
-    if (absent := part.missing()) is not None:
-        return absent
-    if not part.AUTOCASTS and torch.is_autocast_enabled(x.device.type):
+    if (declined := part.declines(layer, x, isinstance(input, PackedSequence))) is not None:
+        return declined  # type: ignore[no-any-return]
+    if not part.AUTOCASTS and torch.is_autocast_enabled("cpu" if on_cpu else x.device.type):
         return "autocast is on"
-    if not part.SERVES_STEPS and isinstance(layer, nn.RNNCellBase):
-        return f"there is no kernel for single steps on device {x.device.type}"
-    if not part.SERVES_EMPTY and not x.numel():
-        return "there is nothing to compute"
     for extra in (lengths, resets):
         if extra is not None and not extra.is_cpu and extra.device != x.device:
             return f"lengths or resets are on device {extra.device}"
@@ -116,7 +112,7 @@ def _reason(
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """What a call casts this tensor to under autocast, as torch's own layers do on GPUs; None: it stays as it is."""
+    """What a call casts this tensor to under autocast where the kernels serve it; None: it stays as it is."""
     device = "cpu" if tensor.is_cpu else tensor.device.type
     part = DEVICES.get(device)
     if part is None or not part.AUTOCASTS or not torch.is_autocast_enabled(device):
