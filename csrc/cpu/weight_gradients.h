@@ -71,8 +71,14 @@ class WeightGradients {
     return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
   }
 
-  // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, however they are cut.
-  static int64_t tiles_size(int64_t rows) { return kMaxVectors * tiles_of(w) * Tiles::tile_size(rows); }
+  // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, as any cell cuts them.
+  static int64_t tiles_size(int64_t rows) {
+    const auto cut_by = [&](auto most) {
+      return kMaxVectors * ((w + most - 1) / most) * PackedRows<T, decltype(most)::value>::tile_size(rows);
+    };
+    return max(cut_by(std::integral_constant<int, int(min(max_rows(kMaxVectors), w))>{}),
+               cut_by(std::integral_constant<int, int(min(fitting_rows(kMaxVectors), w))>{}));
+  }
 
  private:
   static constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
