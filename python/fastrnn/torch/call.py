@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 #: Of each cell, as the kernels name it.
@@ -58,7 +59,26 @@ class Sizes:
         self.y = (*x[:-1], (2 if stack.bidirectional else 1) * self.state_size)
         self.h = (*states, self.state_size)
         self.c = (*states, self.hidden_size) if stack.cell == "lstm" else (0,)
+        self.is_lstm = stack.cell == "lstm"
         self.of_layer = (self.input_size, self.hidden_size, self.state_size)
+
+    def new_gradients(
+        self, x: Tensor, weights: Sequence[Tensor], needs: Sequence[bool], need_dweights: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
+        """dx, dh_0, dc_0 and the weights' gradients, as far as they are needed, to be written."""
+        dx = torch.empty_like(x) if needs[0] else None
+        dh_0 = x.new_empty(self.h) if needs[1] else None
+        dc_0 = x.new_empty(self.c) if needs[2] and self.is_lstm else None
+        return (
+            dx,
+            dh_0,
+            dc_0,
+            [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)],
+        )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def shapes_of(given: Sequences, weights: Sequence[Tensor]) -> tuple[Any, ...]:

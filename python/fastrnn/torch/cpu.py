@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .call import Sequences, Sizes, Stack, shapes_of
+from .call import Sequences, Sizes, Stack, address, shapes_of
 
 #: What there are kernels for.
 DTYPES = (torch.float32, torch.float64)
@@ -82,10 +82,6 @@ def _known(stack: Stack, dtype: torch.dtype, shapes: tuple[Any, ...]) -> tuple[S
     return sizes, _core.Problem(stack.cell, name, sizes.input_size, sizes.hidden_size, proj_size, *stack[1:])
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _threads() -> int:
     return min(torch.get_num_threads(), _core.get_num_threads())
 
@@ -124,8 +120,8 @@ def _run_forward(
     return _core.forward(
         problem,
         (x.data_ptr(), seq_len, sizes.batch, given.packed),
-        _address(given.h_0),
-        _address(given.c_0),
+        address(given.h_0),
+        address(given.c_0),
         [w.data_ptr() for w in weights],
         None if lengths is None else lengths.numpy(),
         None if resets is None else resets.numpy(),
@@ -134,7 +130,7 @@ def _run_forward(
         training,
         _leased(),
         _threads(),
-        tuple(map(_address, out)),
+        tuple(map(address, out)),
     )[3]
 
 
@@ -160,24 +156,21 @@ def backward(
         unused = (x.new_empty(sizes.h), x.new_empty(sizes.c) if lstm else None)
         reserve = _run_forward(stack, given, weights, True, sizes, problem, (y, *unused))
         assert reserve is not None
-    dx = torch.empty_like(x) if needs[0] else None
-    dh_0 = x.new_empty(sizes.h) if needs[1] else None
-    dc_0 = x.new_empty(sizes.c) if needs[2] and lstm else None
-    dweights = [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)]
+    dx, dh_0, dc_0, dweights = sizes.new_gradients(x, weights, needs, need_dweights)
     _core.backward(
         problem,
         reserve,
         x.data_ptr(),
         y.data_ptr(),
         [w.data_ptr() for w in weights],
-        _address(dy),
-        _address(dh_n),
-        _address(dc_n) if lstm else None,
+        address(dy),
+        address(dh_n),
+        address(dc_n) if lstm else None,
         needs[0],
-        list(map(_address, dweights)),
+        list(map(address, dweights)),
         _leased(),
         _threads(),
-        (_address(dx), _address(dh_0), _address(dc_0)),
+        (address(dx), address(dh_0), address(dc_0)),
         False,
     )
     return dx, dh_0, dc_0, dweights

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .call import Sequences, Sizes, Stack, shapes_of
+from .call import Sequences, Sizes, Stack, address, shapes_of
 
 _cuda: Any = None
 _absent: str | None = None  # why it is None
@@ -127,8 +127,8 @@ class _Call:
         self.problem = _problem(stack, given.x.dtype, *self.sizes.of_layer)
         self.extent = (self.sizes.seq_len, self.sizes.batch)
         self.options = _cuda.Options(
-            _address(given.lengths),
-            _address(given.resets),
+            address(given.lengths),
+            address(given.resets),
             given.dropout,
             0 if given.seed is None else int(given.seed),
             given.x.dtype == torch.float32 and _allow_tf32(),
@@ -148,10 +148,6 @@ def _allow_tf32() -> bool:
     return bool(torch._C._get_cudnn_allow_tf32() if getter is None else getter("cuda", "rnn") == "tf32")
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def forward(
     stack: Stack, given: Sequences, weights: Sequence[Tensor], training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -166,12 +162,12 @@ def forward(
             call.problem,
             *call.extent,
             x.data_ptr(),
-            _address(given.h_0),
-            _address(given.c_0),
+            address(given.h_0),
+            address(given.c_0),
             [w.data_ptr() for w in weights],
             call.options,
-            (y.data_ptr(), h_n.data_ptr(), _address(c_n)),
-            _address(kept),
+            (y.data_ptr(), h_n.data_ptr(), address(c_n)),
+            address(kept),
             workspace.data_ptr(),
             stream,
         )
@@ -191,10 +187,7 @@ def backward(
     need_dweights: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     call, x, lstm = _Call(stack, given, weights, training=True), given.x, stack.cell == "lstm"
-    dx = torch.empty_like(x) if needs[0] else None
-    dh_0 = x.new_empty(call.sizes.h) if needs[1] else None
-    dc_0 = x.new_empty(call.sizes.c) if needs[2] and lstm else None
-    dweights = [torch.empty_like(w) if need else None for w, need in zip(weights, need_dweights, strict=True)]
+    dx, dh_0, dc_0, dweights = call.sizes.new_gradients(x, weights, needs, need_dweights)
     workspace = call.workspace(backward=True)
     with _on_device_of(x) as stream:
         _cuda.backward(
@@ -204,11 +197,11 @@ def backward(
             y.data_ptr(),
             [w.data_ptr() for w in weights],
             call.options,
-            _address(dy),
-            _address(dh_n),
-            _address(dc_n) if lstm else None,
-            (_address(dx), _address(dh_0), _address(dc_0)),
-            list(map(_address, dweights)),
+            address(dy),
+            address(dh_n),
+            address(dc_n) if lstm else None,
+            (address(dx), address(dh_0), address(dc_0)),
+            list(map(address, dweights)),
             kept.data_ptr(),
             workspace.data_ptr(),
             stream,
