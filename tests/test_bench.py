@@ -85,13 +85,20 @@ def test_relative_error():
         harness.relative_error(got | {"dx": np.ones(2)}, want)
 
 
-def test_time_calls():
+def test_time_calls(monkeypatch):
+    now = [0.0]  # a clock that only calls and pauses advance, in powers of two, whose sums are exact
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(worker.time, "sleep", wait)
     calls = []
-    assert len(worker.time_calls(lambda: calls.append(1), 0.0)) == 1
+    assert worker.time_calls(lambda: calls.append(1), 0.0) == [0.0]
     assert len(calls) == 2  # the first is not timed
-    times = worker.time_calls(lambda: time.sleep(0.001), 0.01, pause=0.001)
-    assert 2 <= len(times) <= 6
-    assert min(times) >= 0.001
+    assert worker.time_calls(lambda: wait(0.25), 1.0) == [0.25] * 4
+    assert worker.time_calls(lambda: wait(0.25), 1.0, pause=0.25) == [0.25] * 2  # pauses are not timed
+    assert worker.time_calls(lambda: wait(4.0), 1.0) == [4.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
