@@ -8,13 +8,15 @@ What fails is a line too, with the reason. `gpu_check.py` runs this and makes a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ SHAPES = (
     (512, 16, 512, 512, 1, False),
     (128, 128, 1024, 1024, 2, False),
     (1000, 8, 64, 64, 1, False),
+    (256, 64, 128, 128, 2, True),
     (256, 32, 256, 256, 1, False),
     (100, 20, 650, 650, 2, False),
     (128, 32, 512, 512, 4, False),
@@ -121,6 +124,13 @@ def measure(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> d
         "training": both.both,
         "training_graph": captured(both.both),
     }
+    row["paths"] = both.paths
+    if "one_sm" in row["paths"]:
+        with general():
+            ways |= {
+                "general_inference_graph": captured(forward.forward),
+                "general_training_graph": captured(both.both),
+            }
     return row | in_turns(ways) | {"floor_inference_ms": 1e3 * floor(cell, number, shape, latency)}
 
 
@@ -189,6 +199,8 @@ class Ours:
         self._states = [x.new_empty(L * D, self._B, layer.hidden_size) for _ in range(4)]
         self.grads = [torch.empty_like(w) for w in self._weights]
         self._has_c = cell == "lstm"
+        #: Of forward and backward.
+        self.paths: tuple[str, str] = _cuda.paths(self._problem, self._T, self._B, number == "tf32")
 
     def forward(self) -> Any:
         h_n, c_n = self._states[:2]
@@ -210,6 +222,16 @@ class Ours:
             False,
         )  # fmt: skip
         return self.y
+
+
+@contextlib.contextmanager
+def general() -> Iterator[None]:
+    """Calls take the general path, whatever the sizes."""
+    os.environ["FASTRNN_CUDA_PATH"] = "general"
+    try:
+        yield
+    finally:
+        del os.environ["FASTRNN_CUDA_PATH"]
 
 
 def stream() -> int:

@@ -149,6 +149,11 @@ class Call:
         self.y = self._nan(case.T, case.B, case.output * (1 + case.bidirectional))
         self.reserve = self._bytes(self.bytes[0]) if training else None
 
+    @property
+    def paths(self) -> tuple[str, str]:
+        """Of forward and backward, for arrays as aligned as can be."""
+        return self.device.module.paths(self.problem, self.case.T, self.case.B, self.number == "tf32")
+
     def forward(self) -> Arrays:
         case = self.case
         state = [self._put(stored(s, self.number)) for s in self.data.state] if case.state else []

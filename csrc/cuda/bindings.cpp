@@ -101,6 +101,23 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
       },
       "problem"_a);
 
+  // Of forward and of backward, on the current device.
+  m.def(
+      "paths",
+      [](const Problem& problem, int64_t seq_len, int64_t batch, bool tf32) {
+        check_count(seq_len, batch);
+        Batch b;
+        b.seq_len = seq_len;
+        b.batch = batch;
+        const auto name = [](Path path) { return path == Path::one_sm ? "one_sm" : "general"; };
+        const Paths found = paths(problem, b, tf32);
+        return py::make_tuple(name(found.forward), name(found.backward));
+      },
+      "problem"_a, "seq_len"_a, "batch"_a, "tf32"_a);
+
+  m.def("graph_launches", &graph_launches);
+  m.def("release_graphs", &release_graphs);
+
   // out: y, h_n, c_n.
   m.def(
       "forward",

@@ -35,11 +35,27 @@ struct Call {
   Stream stream = nullptr;
 };
 
+// How the recurrence of a layer is computed.
+enum class Path {
+  general,  // a launch for every step: any sizes, any GPU
+  one_sm,   // a launch for all of them, each block with all of W_hh
+};
+// On the current device.
+struct Paths {
+  Path forward, backward;
+};
+Paths paths(const Problem& problem, const Batch& batch, bool tf32);
+
 void forward(const Call& call, const std::vector<Weights>& weights, const ForwardArrays& arrays);
 
 // The call as it was given to forward, but for workspace and stream.
 void backward(const Call& call, const std::vector<Weights>& weights, const BackwardArrays& arrays,
               const std::vector<WeightGrads>& grads);
+
+// Calls that come again with the same addresses are launched as CUDA graphs: how many were so far. What is kept for
+// that, a little of the driver's memory, can be given back.
+int64_t graph_launches();
+void release_graphs();
 
 }  // namespace cuda
 }  // namespace fastrnn

@@ -1,4 +1,4 @@
-// Where things stand in the reserve and the workspaces of the general path. A layout made at address null tells its
+// Where things stand in the reserve and the workspaces. A layout made at address null tells its
 // size.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/fastrnn_cuda.h"
+#include "cuda/path.h"
 
 namespace fastrnn {
 namespace cuda {
@@ -46,6 +47,12 @@ class Arena {
   std::vector<size_t> parts_;
 };
 
+// The array from element `by` on; null stays null.
+template <class Number>
+Number* offset(Number* p, int64_t by) {
+  return p ? p + by : nullptr;
+}
+
 struct Extents {
   Extents(const Problem& p, const Batch& b)
       : T(b.seq_len),
@@ -58,7 +65,8 @@ struct Extents {
         most_input(std::max(p.input_size, p.num_layers > 1 ? width : 0)),
         stride((rows + 7) / 8 * 8),
         cell(cell_shape(p.cell)),
-        projected(p.proj_size > 0) {}
+        projected(p.proj_size > 0),
+        at_once(!projected && H <= kOneSmMost ? p.directions : 1) {}
   int64_t T, B, rows, H, P;
   int64_t width;       // of a layer's output
   int64_t states;      // L*D
@@ -66,6 +74,7 @@ struct Extents {
   int64_t stride;      // from row to row of what is transposed: rows, aligned for copies of 16 bytes
   CellShape cell;
   bool projected;
+  int at_once;  // directions of a layer that may run side by side, on some device
 };
 
 // What forward keeps for backward.
@@ -100,7 +109,8 @@ struct ForwardWorkspace {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
   ForwardWorkspace(const Problem& p, const Extents& e, bool dropout, bool training, void* base) : arena(base) {
-    gates = arena.template take<T>(e.rows * e.cell.gates * e.H, !training);
+    for (int d = 0; d < 2; d++)
+      gates[d] = d < e.at_once ? arena.template take<T>(e.rows * e.cell.gates * e.H, !training) : gates[0];
     hidden = arena.template take<T>(e.B * e.H, !training && e.projected);
     c = arena.template take<Sum>(e.B * e.H, e.cell.has_c);
     dropped = arena.template take<T>(e.rows * e.width, dropout && p.num_layers > 1);
@@ -108,7 +118,8 @@ struct ForwardWorkspace {
       outputs[i] = arena.template take<T>(e.rows * e.width, !training && p.num_layers > i + 1);
   }
   Arena arena;
-  T *gates, *hidden, *dropped, *outputs[2];
+  T* gates[2];  // of each direction: (T, B, gates, H)
+  T *hidden, *dropped, *outputs[2];
   Sum* c;
 };
 
@@ -118,11 +129,13 @@ struct BackwardWorkspace {
   using Sum = typename N::Sum;
   BackwardWorkspace(const Problem& p, const Extents& e, bool dropout, void* base) : arena(base) {
     const int64_t slots = e.cell.slots * e.H, gates = e.cell.gates * e.H;
-    dslots = arena.template take<T>(e.rows * slots);
+    for (int d = 0; d < 2; d++) {
+      dslots[d] = d < e.at_once ? arena.template take<T>(e.rows * slots) : dslots[0];
+      w_hh_t[d] = d < e.at_once ? arena.template take<T>(e.P * gates) : w_hh_t[0];
+    }
     dslots_t = arena.template take<T>(slots * e.stride);
     inputs_t = arena.template take<T>(std::max({e.most_input, e.P, e.projected ? e.H : 0}) * e.stride);
     w_ih_t = arena.template take<T>(e.most_input * gates);
-    w_hh_t = arena.template take<T>(e.P * gates);
     w_hr_t = arena.template take<T>(e.H * e.P, e.projected);
     dh = arena.template take<T>(e.rows * e.P, e.projected);
     direct = arena.template take<Sum>(e.B * e.P);
@@ -131,11 +144,13 @@ struct BackwardWorkspace {
     for (int i = 0; i < 2; i++) doutputs[i] = arena.template take<T>(e.rows * e.width, p.num_layers > i + 1);
   }
   Arena arena;
-  T *dslots, *dslots_t;         // (T, B, slots, H) and transposed
-  T* inputs_t;                  // of x, h or what is projected, transposed
-  T *w_ih_t, *w_hh_t, *w_hr_t;  // transposed; w_hh with its gates in the order of the slots
-  T* dh;                        // (T, B, P): gradients of what projections gave
-  Sum *direct, *dc;             // (B, P), (B, H)
+  T* dslots[2];        // of each direction: (T, B, slots, H)
+  T* w_hh_t[2];        // likewise, transposed with its gates in the order of the slots
+  T* dslots_t;         // (slots, H, T, B)
+  T* inputs_t;         // of x, h or what is projected, transposed
+  T *w_ih_t, *w_hr_t;  // transposed
+  T* dh;               // (T, B, P): gradients of what projections gave
+  Sum *direct, *dc;    // (B, P), (B, H)
   T* dropped;
   T* doutputs[2];  // (T, B, D*P)
 };

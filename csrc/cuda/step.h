@@ -71,7 +71,7 @@ template <class N, template <class> class CellOf, int kBlockRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) forward_step(ForwardStep<N> p) {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
-  using Cell = CellOf<ScalarMath<Sum>>;
+  using Cell = CellOf<ScalarMath<N>>;
   const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits, first_row = blockIdx.x / p.unit_blocks * kBlockRows;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;
@@ -150,7 +150,7 @@ template <class N, template <class> class CellOf, class Source, int kBlockRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<N>) backward_step(BackwardStep<N, Source> p) {
   using T = typename N::Storage;
   using Sum = typename N::Sum;
-  using Cell = CellOf<ScalarMath<Sum>>;
+  using Cell = CellOf<ScalarMath<N>>;
   const int64_t first_unit = blockIdx.x % p.unit_blocks * kUnits, first_row = blockIdx.x / p.unit_blocks * kBlockRows;
   const int64_t H = p.hidden_size, t = p.h.t;
   const Rows& rows = p.h.rows;

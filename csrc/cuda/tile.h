@@ -24,6 +24,17 @@ struct RowOperand {
   int chunk;
   FASTRNN_DEVICE const T* row(int64_t r) const { return r < count ? data + r * stride : nullptr; }
 };
+// What divides the address and the length of every row, 16 bytes at most.
+template <class T>
+int chunk_of(const T* data, int64_t stride, int64_t k_size) {
+  const uint64_t all =
+      reinterpret_cast<uintptr_t>(data) | uint64_t(stride) * sizeof(T) | uint64_t(k_size) * sizeof(T) | 16;
+  return int(all & -all);
+}
+template <class T>
+RowOperand<std::remove_const_t<T>> rows_of(T* data, int64_t stride, int64_t count, int64_t k_size) {
+  return {data, stride, count, chunk_of(data, stride, k_size)};
+}
 
 // kRows x kColumns of A B^T. After `run` either `each` gives the sums, or `share` and `at`.
 template <class N, int kRows, int kColumns>
@@ -50,17 +61,16 @@ class Tile {
 
   template <class A, class B>
   FASTRNN_DEVICE void run(const A& a, int64_t first_row, const B& b, int64_t first_column, int64_t k_size) {
-    const int tid = int(threadIdx.x);
-    for (int i = tid; i < kRows; i += kThreads) addresses()[i] = a.row(first_row + i);
-    for (int i = tid; i < kColumns; i += kThreads) addresses()[kRows + i] = b.row(first_column + i);
-    __syncthreads();
+    const Fetcher<kRows> fetch_a(a, first_row, addresses());
+    const Fetcher<kColumns> fetch_b(b, first_column, addresses() + kRows);
+    if (a.chunk < 16 || b.chunk < 16) __syncthreads();
     int64_t fetched = 0;   // k
     int to = 0, from = 0;  // places in the ring
     const auto fetch = [&] {
       if (fetched < k_size) {
         T* stage = ring() + to * kStageSize;
-        fetch_operand<kRows>(a.chunk, addresses(), fetched, k_size, stage);
-        fetch_operand<kColumns>(b.chunk, addresses() + kRows, fetched, k_size, stage + kRows * kPitch);
+        fetch_a(fetched, k_size, stage);
+        fetch_b(fetched, k_size, stage + kRows * kPitch);
       }
       fetched += kStageK;
       to = to + 1 == kStages ? 0 : to + 1;
@@ -68,6 +78,7 @@ class Tile {
     };
 #pragma unroll 1
     for (int s = 0; s < kStages - 1; s++) fetch();
+#pragma unroll 1
     for (int64_t k = 0; k < k_size; k += kStageK) {
       copy_async_wait<kStages - 2>();
       __syncthreads();  // this stage is there; all are done with the one before, whose place is taken now
@@ -114,40 +125,73 @@ class Tile {
   static FASTRNN_DEVICE Sum* sums() { return reinterpret_cast<Sum*>(shared_memory()); }
   static FASTRNN_DEVICE const T** addresses() { return reinterpret_cast<const T**>(shared_memory() + kRingOrSums); }
 
+  // Brings kCount rows of an operand, kStageK of k at a time. Eight threads share a row where copies are of 16 bytes.
   template <int kCount>
-  static FASTRNN_DEVICE void fetch_operand(int chunk, const T* const* rows, int64_t k, int64_t k_size, T* to) {
-    switch (chunk) {
-      case 16:
-        return fetch_chunks<16, kCount>(rows, k, k_size, to);
-      case 8:
-        return fetch_chunks<8, kCount>(rows, k, k_size, to);
-      case 4:
-        return fetch_chunks<4, kCount>(rows, k, k_size, to);
-      default:
-        for (int i = int(threadIdx.x); i < kCount * kStageK; i += kThreads) {
-          const int r = i / kStageK, at = i % kStageK;
-          to[r * kPitch + at] = rows[r] && k + at < k_size ? rows[r][k + at] : T{};
-        }
-    }
-  }
+  class Fetcher {
+    static constexpr int kSize = 16 / int(sizeof(T)), kSharers = kStageK / kSize, kApart = kThreads / kSharers;
+    static_assert(kCount % kApart == 0);
 
-  template <int kBytes, int kCount>
-  static FASTRNN_DEVICE void fetch_chunks(const T* const* rows, int64_t k, int64_t k_size, T* to) {
-    if constexpr (kBytes >= int(sizeof(T))) {
-      constexpr int size = kBytes / int(sizeof(T)), chunks = kStageK / size;
-      for (int i = int(threadIdx.x); i < kCount * chunks; i += kThreads) {
-        const int r = i / chunks, at = i % chunks * size;
-        const bool exists = rows[r] && k + at < k_size;
-        T* chunk = to + r * kPitch + at;
-        if (exists) {
-          copy_async<kBytes>(chunk, rows[r] + k + at);
-        } else {
+   public:
+    template <class Operand>
+    FASTRNN_DEVICE Fetcher(const Operand& operand, int64_t first, const T** addresses)
+        : chunk_(operand.chunk), addresses_(addresses) {
+      const int tid = int(threadIdx.x);
+      if (chunk_ == 16) {
 #pragma unroll
-          for (int j = 0; j < size; j++) chunk[j] = T{};
+        for (int i = 0; i < kCount / kApart; i++) rows_[i] = operand.row(first + tid / kSharers + i * kApart);
+      } else {
+        for (int i = tid; i < kCount; i += kThreads) addresses_[i] = operand.row(first + i);
+      }
+    }
+
+    FASTRNN_DEVICE void operator()(int64_t k, int64_t k_size, T* to) const {
+      if (chunk_ < 16) return slowly(k, k_size, to);
+      const int tid = int(threadIdx.x), at = tid % kSharers * kSize;
+      T* own = to + tid / kSharers * kPitch + at;
+#pragma unroll
+      for (int i = 0; i < kCount / kApart; i++) {
+        copy_async_or_zero(own + i * kApart * kPitch, rows_[i] + k + at, rows_[i] && k + at < k_size);
+      }
+    }
+
+   private:
+    FASTRNN_DEVICE void slowly(int64_t k, int64_t k_size, T* to) const {
+      switch (chunk_) {
+        case 8:
+          return in_chunks<8>(k, k_size, to);
+        case 4:
+          return in_chunks<4>(k, k_size, to);
+        default:
+#pragma unroll 1
+          for (int i = int(threadIdx.x); i < kCount * kStageK; i += kThreads) {
+            const int r = i / kStageK, at = i % kStageK;
+            to[r * kPitch + at] = addresses_[r] && k + at < k_size ? addresses_[r][k + at] : T{};
+          }
+      }
+    }
+
+    template <int kBytes>
+    FASTRNN_DEVICE void in_chunks(int64_t k, int64_t k_size, T* to) const {
+      if constexpr (kBytes >= int(sizeof(T))) {
+        constexpr int size = kBytes / int(sizeof(T)), chunks = kStageK / size;
+#pragma unroll 1
+        for (int i = int(threadIdx.x); i < kCount * chunks; i += kThreads) {
+          const int r = i / chunks, at = i % chunks * size;
+          T* chunk = to + r * kPitch + at;
+          if (addresses_[r] && k + at < k_size) {
+            copy_async<kBytes>(chunk, addresses_[r] + k + at);
+          } else {
+#pragma unroll
+            for (int j = 0; j < size; j++) chunk[j] = T{};
+          }
         }
       }
     }
-  }
+
+    const int chunk_;
+    const T** const addresses_;
+    const T* rows_[kCount / kApart];
+  };
 
   FASTRNN_DEVICE void multiply(const T* stage) {
     const int lane = int(threadIdx.x) % 32;
@@ -155,11 +199,23 @@ class Tile {
     const T* b = stage + kRows * kPitch + (kSplitK ? warp() * kWarpK : warp() * kWarpColumns * kPitch);
 #pragma unroll
     for (int k = 0; k < kWarpK; k += N::kStep) {
+      if constexpr (N::kOnTensorCores && kTensorCores) {
+        uint32_t columns[kWarpColumns / 8][2];
+        N::template load_columns<kWarpColumns / 8>(columns, b + k, kPitch, lane);
 #pragma unroll
-      for (int m = 0; m < kRows / 16; m++) {
+        for (int m = 0; m < kRows / 16; m++) {
+          const Fragment rows = N::load_rows(a + m * 16 * kPitch + k, kPitch, lane);
 #pragma unroll
-        for (int n = 0; n < kWarpColumns / 8; n++) {
-          N::multiply(sum_[m][n], a + m * 16 * kPitch + k, b + n * 8 * kPitch + k, kPitch, lane);
+          for (int n = 0; n < kWarpColumns / 8; n++) N::mma(sum_[m][n], rows.words, columns[n]);
+        }
+      } else {
+#pragma unroll
+        for (int m = 0; m < kRows / 16; m++) {
+#pragma unroll
+          for (int n = 0; n < kWarpColumns / 8; n++) {
+            multiply_plainly(sum_[m][n], a + m * 16 * kPitch + k, kPitch, b + n * 8 * kPitch + k, kPitch, N::kStep,
+                             lane);
+          }
         }
       }
     }

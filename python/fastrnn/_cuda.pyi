@@ -37,6 +37,22 @@ def sizes(problem: Problem, seq_len: int, batch: int, dropout: float, training: 
 def reserve_parts(problem: Problem) -> list[tuple[int, int]]:
     """Bytes of each part of the reserve for a row of a step, and for a sequence besides; each is rounded up to 256."""
 
+def paths(problem: Problem, seq_len: int, batch: int, tf32: bool) -> tuple[str, str]:
+    """What forward and backward would take on the current device, "general" or "one_sm", were all arrays well aligned.
+
+    The environment variable FASTRNN_CUDA_PATH asks for one of them, which serves where it can.
+    """
+
+def graph_launches() -> int:
+    """How many calls of this process were launched as graphs.
+
+    From the third call with the same arguments on, the general path's launches become one graph. The environment
+    variable FASTRNN_CUDA_GRAPHS=off keeps it from that.
+    """
+
+def release_graphs() -> None:
+    """Drops the graphs that are kept for calls that come again."""
+
 def forward(
     problem: Problem,
     seq_len: int,

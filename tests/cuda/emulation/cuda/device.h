@@ -56,6 +56,7 @@ struct Fiber {
   bool done = false;
   std::vector<std::vector<Copy>> groups{{}};  // of copies under way; the last one is open
   uint32_t a[4], b[2];                        // what this lane gives to a product of its warp
+  const void* row = nullptr;                  // what it names of a matrix
 };
 
 // Drawn from FASTRNN_EMULATION_SEED, anew whenever that changes.
@@ -220,9 +221,48 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int
 
 namespace cuda {
 
+struct Limits {
+  int generation, processors;
+  size_t shared;
+};
+// Those of an H100, but for the shared memory that FASTRNN_EMULATION_SHARED gives a block.
+inline Limits current_limits() {
+  const char* shared = std::getenv("FASTRNN_EMULATION_SHARED");
+  return {90, 132, shared ? size_t(std::atoll(shared)) : 227 * 1024};
+}
+
+inline bool is_capturing(cudaStream_t) { return false; }
+
+class Graph {
+ public:
+  template <class Enqueue>
+  explicit Graph(Enqueue&& enqueue) {
+    recording() = this;
+    enqueue(nullptr);
+    recording() = nullptr;
+  }
+  void launch(cudaStream_t) const {
+    for (const auto& launch : launches) launch();
+  }
+  // What is being made.
+  static Graph*& recording() {
+    static thread_local Graph* graph = nullptr;
+    return graph;
+  }
+  std::vector<std::function<void()>> launches;
+};
+
 template <class Parameters>
-void launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shared, cudaStream_t,
+void launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,
             Parameters parameters) {
+  if (Graph* graph = Graph::recording()) {
+    graph->launches.push_back([=] { launch(kernel, grid, threads, shared, stream, parameters); });
+    return;
+  }
+  if (shared > current_limits().shared) {
+    std::fprintf(stderr, "emulation: a block asks for %zu bytes of shared memory\n", shared);
+    std::abort();
+  }
   std::mt19937& random = emulation::random_order();
   std::vector<unsigned> order(grid.x);
   for (unsigned i = 0; i < grid.x; i++) order[i] = i;
@@ -240,6 +280,11 @@ void copy_async(void* to, const void* from) {
     std::abort();
   }
   emulation::Block::current()->running->groups.back().push_back({to, from, kBytes});
+}
+inline void copy_async_or_zero(void* to, const void* from, bool exists) {
+  if (exists) return copy_async<16>(to, from);
+  static const char zeros[16] = {};
+  emulation::Block::current()->running->groups.back().push_back({to, zeros, 16});
 }
 inline void copy_async_commit() { emulation::Block::current()->running->groups.emplace_back(); }
 template <int kGroups>
@@ -276,7 +321,38 @@ inline uint16_t float_to_half(float x) {  // to nearest, ties to even
   return uint16_t(sign | ((unit + 24) * 1024 + places));
 }
 
+inline uint32_t floats_to_halves(float low, float high) {
+  return uint32_t(float_to_half(high)) << 16 | float_to_half(low);
+}
+inline uint16_t float_to_bfloat16(float x) {  // to nearest, ties to even
+  const uint32_t bits = float_bits(x);
+  return std::isnan(x) ? 0x7fff : uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+inline uint32_t floats_to_bfloat16s(float low, float high) {
+  return uint32_t(float_to_bfloat16(high)) << 16 | float_to_bfloat16(low);
+}
+
+inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
+
 constexpr bool kTensorCores = true;
+
+template <size_t kMatrices>
+void load_matrices(uint32_t (&words)[kMatrices], const void* row) {
+  emulation::Block& block = *emulation::Block::current();
+  emulation::Fiber& self = *block.running;
+  if (reinterpret_cast<uintptr_t>(row) % 16) {
+    std::fprintf(stderr, "emulation: a row of a matrix is not aligned\n");
+    std::abort();
+  }
+  self.row = row;
+  block.wait(emulation::Waiting::warp);
+  const unsigned lane = self.thread.x % 32;
+  for (unsigned i = 0; i < kMatrices; i++) {
+    std::memcpy(&words[i], static_cast<const char*>(block.lane(8 * i + lane / 4).row) + lane % 4 * 4, 4);
+  }
+  block.wait(emulation::Waiting::warp);
+}
 
 inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulation::multiply(d, a, b, 2, [](uint32_t word, int i) { return bits_float(i ? word & 0xffff0000u : word << 16); });

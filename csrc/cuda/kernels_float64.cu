@@ -1,7 +1,7 @@
-#include "cuda/general.inl"
+#include "cuda/passes.inl"
 
 namespace fastrnn {
 namespace cuda {
-FASTRNN_COMPILE_GENERAL(Bfloat16)
+FASTRNN_COMPILE_PASSES(Float64)
 }  // namespace cuda
 }  // namespace fastrnn

@@ -1,7 +1,7 @@
-#include "cuda/general.inl"
+#include "cuda/passes.inl"
 
 namespace fastrnn {
 namespace cuda {
-FASTRNN_COMPILE_GENERAL(Tf32)
+FASTRNN_COMPILE_PASSES(Bfloat16)
 }  // namespace cuda
 }  // namespace fastrnn

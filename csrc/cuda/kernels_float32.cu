@@ -1,7 +1,7 @@
-#include "cuda/general.inl"
+#include "cuda/passes.inl"
 
 namespace fastrnn {
 namespace cuda {
-FASTRNN_COMPILE_GENERAL(Float16)
+FASTRNN_COMPILE_PASSES(Float32)
 }  // namespace cuda
 }  // namespace fastrnn
