@@ -176,7 +176,7 @@ class BackwardLayer {
                          if (piece.first) fetch_output_gradient(before, {first, first + count}, fetched);
                          for (int64_t r = 0; r < count; r++) {
                            for (int v = 0; v < nv; v++) {
-                             T* out = partial(tid, j * kMaxVectors + v, first + r);
+                             T* out = partial(tid, state_panels.first_vector(j) + v, first + r);
                              const V product = load(tile + (r * nv + v) * w);
                              store(out, piece.first && p == 0 ? product : load(out) + product);
                            }

@@ -378,16 +378,21 @@ FASTRNN_INLINE void add_or_put_row(bool add, const T* tile, int nv, int64_t colu
   add ? add_row(tile, nv, columns, out) : put_row(tile, nv, columns, out);
 }
 
-// Columns 0..n of a matrix in panels of up to kMaxVectors vectors.
+// Columns 0..n of a matrix in panels of up to kMaxVectors vectors, of even width: 13 vectors are 4 + 3 + 3 + 3, not
+// 4 + 4 + 4 and a panel of one, whose tiles are slow.
 template <class T>
 struct ColumnPanels {
-  int64_t n;
-  int64_t vectors() const { return (n + kWidth<T> - 1) / kWidth<T>; }
-  int64_t count() const { return (vectors() + kMaxVectors - 1) / kMaxVectors; }
-  int64_t first_column(int64_t j) const { return j * kMaxVectors * kWidth<T>; }
-  int nv(int64_t j) const { return int(min(kMaxVectors, vectors() - j * kMaxVectors)); }
+  explicit ColumnPanels(int64_t n) : n(n), parts((n + kWidth<T> - 1) / kWidth<T>, kMaxVectors) {}
+  int64_t vectors() const { return parts.least * parts.count + parts.larger; }
+  int64_t count() const { return parts.count; }
+  int64_t first_vector(int64_t j) const { return j * parts.least + min(j, parts.larger); }
+  int64_t first_column(int64_t j) const { return first_vector(j) * kWidth<T>; }
+  int nv(int64_t j) const { return int(parts.size(j)); }
   int64_t columns(int64_t j) const { return min(n - first_column(j), int64_t(nv(j)) * kWidth<T>); }
   int64_t offset(int64_t j, int64_t k_size) const { return first_column(j) * k_size; }  // of panel j in packed data
+
+  int64_t n;
+  EvenParts parts;
 };
 
 }  // namespace FASTRNN_ISA
