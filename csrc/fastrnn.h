@@ -113,4 +113,24 @@ class Stream {
 std::unique_ptr<Stream> make_stream(const Problem& problem, const std::vector<Weights>& weights, int64_t batch,
                                     int max_threads);
 
+// The output layer of a model over V symbols, all rows in one pass:
+//   logits = x weight^T + bias;  nats = -log softmax(logits)[target]
+// and the gradients of scale * (the sum of all nats).
+struct CrossEntropy {
+  Dtype dtype = Dtype::float32;
+  int64_t rows = 0, input_size = 0, symbols = 0;  // N, I, V
+  double scale = 1;
+  const void* x = nullptr;           // (N, I)
+  const void* weight = nullptr;      // (V, I)
+  const void* bias = nullptr;        // (V) or null
+  const int32_t* targets = nullptr;  // (N), < V; negative: the row counts for nothing
+  void* nats = nullptr;              // (N)
+  void* dx = nullptr;                // (N, I) or null: not wanted
+  void* dweight = nullptr;           // (V, I) or null
+  void* dbias = nullptr;             // (V) or null
+  bool accumulate = true;            // dweight and dbias are added to what is there; false: they take its place
+  size_t logit_bytes = 0;            // at most, roughly, for the logits of the rows that are taken at a time
+};
+void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shared_ptr<Memory>& memory);
+
 }  // namespace fastrnn

@@ -86,6 +86,26 @@ struct BackwardArgs : LayerArgs {
   int64_t outer_rows;
 };
 
+// A pass of the output layer; see CrossEntropy in fastrnn.h for the arrays that it names as here.
+struct CrossEntropyArgs {
+  int64_t rows, input_size, symbols;
+  double scale;
+  const void *x, *weight, *bias;
+  const int32_t* targets;
+  void *nats, *dx, *dweight, *dbias;
+  bool accumulate;
+  // scratch
+  int64_t chunk_rows;   // taken at a time
+  void* logits;         // [vectors of symbols][chunk_rows][W]; only for gradients
+  void* target_logits;  // [chunk_rows], as tops and factors
+  void *tops, *factors;
+  void* running;   // [threads][chunk_rows][2][W]
+  void* panels;    // for each thread panels_size of its own
+  void* dlogits;   // for each thread dlogits_size
+  void* x_panels;  // [chunk_rows], as ColumnPanels
+  void* dx_parts;  // [threads][chunk_rows][input_size, padded]
+};
+
 struct CellKernels {
   int slots, x_slots, h_slots;
   void (*forward)(const ForwardArgs&, Team&, int tid);
@@ -97,7 +117,10 @@ struct Kernels {
   CellKernels cells[kCellTypes];                             // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
   int64_t (*tiles_size)(int64_t rows);                       // elements a thread of BackwardArgs::outer_tiles
-  int64_t (*fma_chains)(int64_t rounds, void* sink);         // returns the operations done
+  void (*cross_entropy)(const CrossEntropyArgs&, Team&, int tid);
+  int64_t (*panels_size)(int64_t input_size);         // elements a thread of CrossEntropyArgs::panels
+  int64_t (*dlogits_size)(int64_t rows);              // and of dlogits
+  int64_t (*fma_chains)(int64_t rounds, void* sink);  // returns the operations done
   void (*read_once)(const void* data, int64_t bytes, void* sink);
 };
 

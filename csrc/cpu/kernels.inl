@@ -9,6 +9,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/backward.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/forward.h"
 #include "cpu/math.h"
 #include "cpu/probe.h"
@@ -29,6 +30,9 @@ constexpr Kernels kernels() {
            cell_kernels<T, RnnReluCell>()},
           &WeightGradients<T, LstmCell<SimdMath<T>>>::columns_size,
           &WeightGradients<T, LstmCell<SimdMath<T>>>::tiles_size,
+          &cross_entropy<T>,
+          &CrossEntropyPass<T>::panels_size,
+          &CrossEntropyPass<T>::dlogits_size,
           &fma_chains<T>,
           &read_once<T>};
 }

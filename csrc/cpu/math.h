@@ -69,6 +69,12 @@ struct SimdMath {
     __builtin_memcpy(&scale, &bits, sizeof scale);
   }
 
+  static FASTRNN_INLINE V exp(V x) {
+    V scale, q;
+    exp_parts(at_least(at_most(x, C::kMax), C::kMin), scale, q);
+    return scale * q + scale;
+  }
+
   static FASTRNN_INLINE V sigmoid(V x) {
     V scale, q;
     exp_parts(at_least(at_most(-x, C::kMax), C::kMin), scale, q);

@@ -110,6 +110,22 @@ def backward(
 ) -> tuple[Any, Any, Any]:
     """The gradients of one forward pass: dx (T, B, I) if wanted, dh_0, dc_0 for LSTM. The GIL is released."""
 
+def cross_entropy(
+    x: _Array,  # (N, I)
+    weight: _Array,  # (V, I)
+    bias: _Array | None,  # (V,)
+    targets: _Array,  # int32 (N,), < V; negative: the row counts for nothing
+    scale: float,
+    dx: _Array | None,  # written; None: not wanted
+    dweight: _Array | None,
+    dbias: _Array | None,
+    memory: Memory | None,
+    num_threads: int = 0,
+    accumulate: bool = True,  # dweight and dbias are added to; False: written
+    logit_bytes: int = 1 << 27,  # about as much memory holds logits
+) -> _Array:
+    """-log softmax(x weightᵀ + bias)[target] of each row, and the gradients of ``scale`` times their sum."""
+
 class Stream:
     """One step at a time on weights packed once."""
 

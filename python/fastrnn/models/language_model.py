@@ -15,7 +15,7 @@ import numpy as np
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
 from ..layers import GRU, LSTM, RNN
 from . import checkpoint, training
-from .nn import Dropout, Embedding, Linear, cross_entropy, cross_entropy_backward
+from .nn import Dropout, Embedding, Output
 from .progress import reporter
 from .sampling import Sampler
 from .vocabulary import UNKNOWN, CharVocabulary
@@ -140,7 +140,7 @@ class LanguageModel:
     def _build(self, vocabulary: CharVocabulary) -> CharVocabulary:
         rng, dtype = np.random.default_rng(self._seeds["weights"]), np.dtype(self.dtype)
         self.embed = Embedding(len(vocabulary), self.embedding, dtype, rng)
-        self.output = Linear(self.hidden, len(vocabulary), dtype, rng, tied=self.embed if self.tie else None)
+        self.output = Output(self.hidden, len(vocabulary), dtype, rng, tied=self.embed if self.tie else None)
         self.vocabulary = vocabulary
         return vocabulary
 
@@ -220,10 +220,9 @@ class LanguageModel:
             y, state_n, tape = self.recurrent.forward(x, state, dropout_seed=dropout_seed)
         rows, y_mask = self._drop.forward(y.reshape(-1, self.hidden), rng)
         flat = targets.reshape(-1)
-        probabilities = self.output.forward(rows)
-        loss = cross_entropy(probabilities, flat).sum(dtype=np.float64) / flat.size
-        dlogits = cross_entropy_backward(probabilities, flat, 1.0 / flat.size)
-        drows = self._drop.backward(y_mask, self.output.backward(rows, dlogits))
+        nats, drows = self.output.loss(rows, flat, 1.0 / flat.size)
+        loss = nats.sum(dtype=np.float64) / flat.size
+        drows = self._drop.backward(y_mask, drows)
         dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))
         self.embed.backward(inputs, self._drop.backward(x_mask, dx))
         return float(loss), state_n
@@ -247,7 +246,7 @@ class LanguageModel:
             left = np.clip(lengths - start, 0, steps)
             x = self.embed.forward(inputs[chunk])
             y, state = self.recurrent(x, state, lengths=None if (left == steps).all() else left)
-            nats = cross_entropy(self.output.forward(y.reshape(-1, self.hidden)), targets[chunk].reshape(-1))
+            nats = self.output.nats(y.reshape(-1, self.hidden), targets[chunk].reshape(-1))
             yield nats.reshape(steps, batch_size), np.arange(steps)[:, None] < left
 
     # -- use -----------------------------------------------------------------------------------------------------------
@@ -394,7 +393,7 @@ class LanguageModel:
         token = int(ids[-1])
         for _ in range(count):
             h = stream.step(self.embed.parameters["weight"][token : token + 1])
-            logits = self.output.forward(h)[0]
+            logits = self.output.logits(h)[0]
             if not np.isfinite(logits).all():
                 raise FloatingPointError(
                     "LanguageModel.generate: the model's outputs are not finite; check its weights"

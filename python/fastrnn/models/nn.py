@@ -7,7 +7,11 @@ example: embedding and output weights U(-0.1, 0.1), bias zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from .. import _core
 
 _INIT_RANGE = 0.1
 
@@ -55,17 +59,22 @@ class Embedding(Layer):
         self.grads["weight"][ordered[starts]] += sums
 
 
-class Linear(Layer):
-    """y = x weightᵀ + bias; x (N, I), weight (O, I), bias (O,), y (N, O).
+class Output(Layer):
+    """The softmax layer over V symbols; x (N, I), weight (V, I), bias (V,), targets int32 (N,)::
 
-    With ``tied`` the weight and its gradient are those of that embedding (Press, Wolf, "Using the output embedding to
-    improve language models", 2017), and only the bias is its own.
+        logits = x weightᵀ + bias
+        nats = -log softmax(logits)[target]
+
+    A row whose target is negative counts for nothing. With ``tied`` the weight and its gradient are those of that
+    embedding (Press, Wolf, "Using the output embedding to improve language models", 2017), and only the bias is its
+    own. The loss and its gradients are one call of the kernels, which keeps no more of the (N, V) numbers than some
+    rows' logits.
     """
 
     def __init__(
         self,
         inputs: int,
-        outputs: int,
+        symbols: int,
         dtype: np.dtype,
         rng: np.random.Generator,
         tied: Embedding | None = None,
@@ -73,22 +82,39 @@ class Linear(Layer):
         super().__init__()
         self._weight_owner: Layer = self if tied is None else tied
         if tied is None:
-            self._add("weight", _uniform(rng, (outputs, inputs), dtype))
-        self._add("bias", np.zeros(outputs, dtype))
+            self._add("weight", _uniform(rng, (symbols, inputs), dtype))
+        self._add("bias", np.zeros(symbols, dtype))
+        self._memory = _core.Memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memory"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _memory=_core.Memory())
 
     @property
     def weight(self) -> np.ndarray:
         return self._weight_owner.parameters["weight"]
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
+    def logits(self, x: np.ndarray) -> np.ndarray:
         y = x @ self.weight.T
         y += self.parameters["bias"]
         return y
 
-    def backward(self, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-        self._weight_owner.grads["weight"] += dy.T @ x
-        self.grads["bias"] += dy.sum(axis=0)
-        return dy @ self.weight
+    def nats(self, x: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The loss of each row, (N,)."""
+        return _core.cross_entropy(
+            x, self.weight, self.parameters["bias"], targets, 1.0, None, None, None, self._memory
+        )
+
+    def loss(self, x: np.ndarray, targets: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """``nats`` and dx of ``scale * sum(nats)``, whose gradients by the parameters are added to ``grads``."""
+        dx = np.empty_like(x)
+        dweight, dbias = self._weight_owner.grads["weight"], self.grads["bias"]
+        nats = _core.cross_entropy(
+            x, self.weight, self.parameters["bias"], targets, scale, dx, dweight, dbias, self._memory
+        )
+        return nats, dx
 
 
 class Dropout:
@@ -112,24 +138,3 @@ class Dropout:
     @staticmethod
     def backward(mask: np.ndarray | None, dy: np.ndarray) -> np.ndarray:
         return dy if mask is None else dy * mask
-
-
-def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-log softmax(logits)[target] for each row, in nats; ``logits`` (N, V) is overwritten by its softmax.
-
-    The largest logit of a row is subtracted first, so that nothing overflows; a NaN stays one.
-    """
-    rows = np.arange(len(targets))
-    logits -= logits.max(axis=1, keepdims=True)
-    of_target = logits[rows, targets]
-    np.exp(logits, out=logits)
-    total = logits.sum(axis=1, keepdims=True)
-    logits /= total
-    return np.log(total[:, 0]) - of_target
-
-
-def cross_entropy_backward(probabilities: np.ndarray, targets: np.ndarray, scale: float) -> np.ndarray:
-    """Gradient of ``scale * sum(cross_entropy)`` by the logits, written over their softmax p: scale (p - target)."""
-    probabilities[np.arange(len(targets)), targets] -= 1.0
-    probabilities *= scale
-    return probabilities

@@ -1,0 +1,243 @@
+// The output layer of a model over symbols: logits, the cross-entropy of each row's target, and all gradients.
+//
+// Threads split the symbols; each packs its own panels of weights. Logits are stored once, [panel][row][columns], while
+// their largest and the sum of their exponentials run along, lane by lane. Once those are known for the whole row, a
+// few panels of logits at a time become gradients in a buffer that stays in the second-level cache, from which both
+// products take them: dweight = dlogits^T x, and the thread's own share of dx = dlogits weight.
+#pragma once
+
+#include "cpu/layer.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+template <class T>
+class CrossEntropyPass {
+  static constexpr int w = kWidth<T>;
+  using Math = SimdMath<T>;
+  static constexpr T kLowest = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
+
+ public:
+  CrossEntropyPass(const CrossEntropyArgs& args, Team& team, int tid)
+      : a(args),
+        team(team),
+        tid(tid),
+        first_own(share((a.symbols + w - 1) / w, team, tid).begin * w),
+        panels{min(share((a.symbols + w - 1) / w, team, tid).end * w, a.symbols) - first_own},
+        input_panels{a.input_size},
+        logits(static_cast<T*>(a.logits) + first_own * a.chunk_rows),
+        panel(static_cast<T*>(a.panels) + tid * panels_size(a.input_size)),
+        dlogits(static_cast<T*>(a.dlogits) + tid * dlogits_size(a.chunk_rows)) {}
+
+  void run() {
+    const bool gradients = a.dx || a.dweight || a.dbias;
+    for (int64_t row = 0; row < a.rows; row += a.chunk_rows) {
+      const int64_t n = min(a.chunk_rows, a.rows - row);
+      sum_exponentials(row, n, gradients);
+      if (a.dweight) pack_x(row, n);
+      team.barrier(tid);
+      finish_rows(row, n);
+      team.barrier(tid);
+      if (!gradients) continue;
+      add_gradients(row, n);
+      team.barrier(tid);
+      if (a.dx) sum_dx(row, n);
+    }
+  }
+
+  // Elements of the parts of CrossEntropyArgs that every thread has one of.
+  static int64_t panels_size(int64_t input_size) { return kBlockPanels * kColumns * padded(input_size); }
+  static int64_t dlogits_size(int64_t rows) { return kBlockPanels * kColumns * rows; }
+  static int64_t padded(int64_t n) { return (n + w - 1) / w * w; }
+
+ private:
+  static constexpr int64_t kColumns = kMaxVectors * w;
+  static constexpr int64_t kBlockPanels = 4;  // whose gradients of a few hundred rows fit the second-level cache
+
+  int64_t first_symbol(int64_t p) const { return first_own + panels.first_column(p); }
+  T* logits_of(int64_t p, int64_t n) const { return logits + panels.offset(p, n); }
+  const T* weight_row(int64_t symbol) const { return static_cast<const T*>(a.weight) + symbol * a.input_size; }
+  Vec<T>* running(int thread) const { return static_cast<Vec<T>*>(a.running) + 2 * thread * a.chunk_rows; }
+
+  static FASTRNN_INLINE Vec<T> larger(Vec<T> x, Vec<T> y) { return x > y ? x : y; }
+
+  void sum_exponentials(int64_t row, int64_t n, bool keep) {
+    Vec<T>* const seen = running(tid);  // of each row the largest logit and the sum, for each lane
+    for (int64_t r = 0; r < n; r++) {
+      seen[2 * r] = Math::set1(kLowest);
+      seen[2 * r + 1] = Vec<T>{};
+    }
+    const Rows<T> x{static_cast<const T*>(a.x) + row * a.input_size, a.input_size, 1, 0};
+    for (int64_t p = 0; p < panels.count(); p++) {
+      const int nv = panels.nv(p);
+      const int64_t first = first_symbol(p), count = panels.columns(p);
+      T bias[kColumns];
+      for (int64_t i = 0; i < nv * w; i++) {
+        // A lane without a symbol adds nothing to its row.
+        bias[i] = i >= count ? -T(__builtin_inf()) : a.bias ? static_cast<const T*>(a.bias)[first + i] : T(0);
+      }
+      for (int v = 0; v < nv; v++) {
+        pack_transposed(weight_row(first + v * w), a.input_size, min(w, count - v * w), a.input_size, nv, v, panel);
+      }
+      gemm(x, n, 1, a.input_size, Panel<T>{panel, nv, nullptr}, [&](int64_t begin, int64_t rows, const T* tile) {
+        for (int64_t r = begin; r < begin + rows; r++, tile += nv * w) {
+          Vec<T> logit[kMaxVectors], top = seen[2 * r];
+          for (int v = 0; v < nv; v++) {
+            logit[v] = load(tile + v * w) + load(bias + v * w);
+            top = larger(top, logit[v]);
+          }
+          Vec<T> sum = seen[2 * r + 1] * Math::exp(seen[2 * r] - top);
+          for (int v = 0; v < nv; v++) sum += Math::exp(logit[v] - top);
+          seen[2 * r] = top;
+          seen[2 * r + 1] = sum;
+          if (keep) {
+            for (int v = 0; v < nv; v++) store(logits_of(p, n) + (r * nv + v) * w, logit[v]);
+          }
+          const int64_t target = a.targets[row + r] - first;
+          if (target >= 0 && target < count) static_cast<T*>(a.target_logits)[r] = tile[target] + bias[target];
+        }
+      });
+    }
+  }
+
+  // What is ignored must not meet a gradient of 0 as NaN.
+  void pack_x(int64_t row, int64_t n) {
+    const Range rows = share(n, team, tid);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      const T* source = static_cast<const T*>(a.x) + (row + r) * a.input_size;
+      for (int64_t j = 0; j < input_panels.count(); j++) {
+        const int nv = input_panels.nv(j);
+        T* packed = static_cast<T*>(a.x_panels) + input_panels.offset(j, n) + r * nv * w;
+        if (a.targets[row + r] >= 0) {
+          pack_row(source + input_panels.first_column(j), input_panels.columns(j), nv, packed);
+        } else {
+          for (int v = 0; v < nv; v++) store(packed + v * w, Vec<T>{});
+        }
+      }
+    }
+  }
+
+  // The running sums of all threads give each row's loss, and what turns its logits into gradients.
+  void finish_rows(int64_t row, int64_t n) {
+    T* const tops = static_cast<T*>(a.tops);
+    T* const factors = static_cast<T*>(a.factors);
+    const Range rows = share(n, team, tid);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      Vec<T> lanes = Math::set1(kLowest);
+      for (int i = 0; i < team.size(); i++) lanes = larger(lanes, running(i)[2 * r]);
+      T top = lanes[0];
+      for (int i = 1; i < w; i++) top = top > lanes[i] ? top : lanes[i];
+      double sum = 0;
+      for (int i = 0; i < team.size(); i++) {
+        const Vec<T> part = running(i)[2 * r + 1] * Math::exp(running(i)[2 * r] - Math::set1(top));
+        for (int lane = 0; lane < w; lane++) sum += double(part[lane]);
+      }
+      const bool counts = a.targets[row + r] >= 0;
+      tops[r] = top;
+      factors[r] = counts ? T(a.scale / sum) : T(0);
+      static_cast<T*>(a.nats)[row + r] =
+          counts ? T(__builtin_log(sum) + (double(top) - double(static_cast<T*>(a.target_logits)[r]))) : T(0);
+    }
+  }
+
+  void add_gradients(int64_t row, int64_t n) {
+    const bool adds = a.accumulate || row > 0;
+    for (int64_t p = 0; p < panels.count();) {
+      // Panels of as many symbols each.
+      int64_t count = 1;
+      while (count < kBlockPanels && p + count < panels.count() && panels.columns(p + count) == panels.columns(p))
+        count++;
+      for (int64_t i = 0; i < count; i++) make_gradients(p + i, row, n, adds, dlogits + i * kColumns * n);
+      if (a.dx) add_dx(p, count, n, p > 0);
+      if (a.dweight) add_dweight(p, count, n, adds);
+      p += count;
+    }
+  }
+
+  void make_gradients(int64_t p, int64_t row, int64_t n, bool adds, T* out) {
+    const int nv = panels.nv(p);
+    const int64_t first = first_symbol(p), count = panels.columns(p);
+    const T* logit = logits_of(p, n);
+    Vec<T> sums[kMaxVectors] = {};
+    for (int64_t r = 0; r < n; r++, logit += nv * w, out += nv * w) {
+      const Vec<T> top = Math::set1(static_cast<T*>(a.tops)[r]), factor = Math::set1(static_cast<T*>(a.factors)[r]);
+      const int64_t target = a.targets[row + r];
+      for (int v = 0; v < nv; v++) {
+        const Vec<T> d = target < 0 ? Vec<T>{} : Math::exp(load(logit + v * w) - top) * factor;
+        store(out + v * w, d);
+      }
+      if (target >= first && target < first + count) out[target - first] -= T(a.scale);
+      for (int v = 0; v < nv; v++) sums[v] += load(out + v * w);
+    }
+    if (!a.dbias) return;
+    T total[kColumns];
+    for (int v = 0; v < nv; v++) store(total + v * w, sums[v]);
+    add_or_put_row(adds, total, nv, count, static_cast<T*>(a.dbias) + first);
+  }
+
+  void add_dx(int64_t p, int64_t count, int64_t n, bool add) {
+    const int64_t per_panel = panels.columns(p), k_size = count * per_panel, width = padded(a.input_size);
+    for (int64_t j = 0; j < input_panels.count(); j++) {
+      const int nv = input_panels.nv(j);
+      const int64_t column = input_panels.first_column(j);
+      for (int64_t k = 0; k < k_size; k++) {
+        pack_row(weight_row(first_symbol(p) + k) + column, input_panels.columns(j), nv, panel + k * nv * w);
+      }
+      const Rows<T> rows{dlogits, panels.nv(p) * w, 1, kColumns * n};
+      gemm(rows, n, count, per_panel, Panel<T>{panel, nv, nullptr},
+           [&](int64_t begin, int64_t tile_rows, const T* tile) {
+             for (int64_t r = 0; r < tile_rows; r++, tile += nv * w) {
+               add_or_put_row(add, tile, nv, nv * w, dx_part(tid) + (begin + r) * width + column);
+             }
+           });
+    }
+  }
+
+  void add_dweight(int64_t p, int64_t count, int64_t n, bool adds) {
+    const T* x_panels = static_cast<const T*>(a.x_panels);
+    for (int64_t j = 0; j < input_panels.count(); j++) {
+      const int nv = input_panels.nv(j);
+      for (int64_t i = 0; i < count; i++) {
+        T* to = static_cast<T*>(a.dweight) + first_symbol(p + i) * a.input_size + input_panels.first_column(j);
+        const Rows<T> transposed{dlogits + i * kColumns * n, 1, panels.nv(p) * w, 0};
+        gemm(transposed, panels.columns(p + i), 1, n, Panel<T>{x_panels + input_panels.offset(j, n), nv, nullptr},
+             [&](int64_t begin, int64_t tile_rows, const T* tile) {
+               for (int64_t r = 0; r < tile_rows; r++, tile += nv * w) {
+                 add_or_put_row(adds, tile, nv, input_panels.columns(j), to + (begin + r) * a.input_size);
+               }
+             });
+      }
+    }
+  }
+
+  T* dx_part(int thread) const { return static_cast<T*>(a.dx_parts) + thread * a.chunk_rows * padded(a.input_size); }
+
+  void sum_dx(int64_t row, int64_t n) {
+    const Range rows = share(n, team, tid);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      T* out = static_cast<T*>(a.dx) + (row + r) * a.input_size;
+      for (int64_t i = 0; i < a.input_size; i += w) {
+        Vec<T> sum{};
+        for (int t = 0; t < team.size(); t++) sum += load(dx_part(t) + r * padded(a.input_size) + i);
+        store_first(out + i, sum, min(w, a.input_size - i));
+      }
+    }
+  }
+
+  const CrossEntropyArgs& a;
+  Team& team;
+  const int tid;
+  const int64_t first_own;  // of this thread's symbols
+  const ColumnPanels<T> panels, input_panels;
+  T* const logits;
+  T* const panel;    // packed weights
+  T* const dlogits;  // [panel of the block][row][columns]
+};
+
+template <class T>
+void cross_entropy(const CrossEntropyArgs& args, Team& team, int tid) {
+  CrossEntropyPass<T>(args, team, tid).run();
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

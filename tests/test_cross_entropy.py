@@ -1,0 +1,174 @@
+"""The fused output layer against plain NumPy: every ISA and dtype; tails, ignored rows, edges."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fastrnn import _core
+from helpers import ISAS, kernels
+
+NAMES = ("nats", "dx", "dweight", "dbias")
+DTYPES = ("float32", "float64")
+isas = pytest.mark.parametrize("isa", ISAS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def losses(x, weight, bias, targets, scale):
+    """nats and the gradient of the logits by the definition, in the arrays' own dtype."""
+    counts, rows, place = targets >= 0, np.arange(len(targets)), np.maximum(targets, 0)
+    logits = x @ weight.T + bias
+    top = logits.max(axis=1, keepdims=True)
+    powers = np.exp(logits - top)
+    total = powers.sum(axis=1, keepdims=True)
+    nats = np.log(total[:, 0]) + (top[:, 0] - logits[rows, place])
+    dlogits = powers / total
+    dlogits[rows, place] -= 1
+    dlogits *= scale
+    nats[~counts], dlogits[~counts] = 0, 0
+    return nats, dlogits
+
+
+def plain(x, weight, bias, targets, scale):
+    nats, dlogits = losses(x, weight, bias, targets, scale)
+    return nats, dlogits @ weight, dlogits.T @ x, dlogits.sum(axis=0)
+
+
+def sizes(x, weight, bias, targets, scale):
+    """The largest sum of absolute terms that a number of each result is made of: what rounding errors grow with."""
+    dlogits = np.abs(losses(x, weight, bias, targets, scale)[1])
+    x, weight, bias = np.abs(x), np.abs(weight), np.abs(bias)
+    return [term.max() for term in (x @ weight.T + bias, dlogits @ weight, dlogits.T @ x, dlogits.sum(axis=0))]
+
+
+def draw(rng, N, I, V, dtype, ignored=0.1):  # noqa: E741
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((N, I), (V, I), (V,))]
+    targets = rng.integers(0, V, N).astype(np.int32)
+    targets[rng.random(N) < ignored] = -1
+    return *arrays, targets
+
+
+def fused(x, weight, bias, targets, scale=1.0, threads=2, **options):
+    """The same by the kernels."""
+    dx, dweight, dbias = (np.full_like(array, np.nan) for array in (x, weight, bias))
+    options = {"accumulate": False} | options
+    nats = _core.cross_entropy(x, weight, bias, targets, scale, dx, dweight, dbias, _core.Memory(), threads, **options)
+    return nats, dx, dweight, dbias
+
+
+@isas
+@dtypes
+def test_as_defined(isa, dtype):
+    rng = np.random.default_rng(0)
+    eps = np.finfo(dtype).eps
+    with kernels(isa):
+        for i in range(60):
+            N, I, V = (int(n) for n in rng.integers(1, (90, 70, (20, 300, 900)[i % 3])))  # noqa: E741
+            data = draw(rng, N, I, V, dtype)
+            threads, logit_bytes = int(rng.integers(1, 5)), int(rng.choice([1, 1 << 27]))
+            got = fused(*data, 1 / N, threads=threads, logit_bytes=logit_bytes)
+            wide = [array.astype(np.longdouble) for array in data[:3]]
+            own, exact = plain(*data, 1 / N), plain(*wide, data[3], 1 / N)
+            for name, a, b, c, size in zip(NAMES, got, own, exact, sizes(*wide, data[3], 1 / N), strict=True):
+                allowed = 2 * np.abs(b - c).max() + 8 * eps * size
+                assert np.abs(a - c).max() <= allowed, (name, N, I, V, threads)
+
+
+@isas
+def test_gradients_are_those_of_the_loss(isa):
+    """Finite differences in float64."""
+    rng = np.random.default_rng(1)
+    x, weight, bias, targets = draw(rng, 5, 4, 7, "float64")
+    with kernels(isa):
+        _, *gradients = fused(x, weight, bias, targets, 0.5)
+        for array, gradient in zip((x, weight, bias), gradients, strict=True):
+            direction = rng.standard_normal(array.shape)
+            before, sums = array.copy(), []
+            for sign in (1, -1):
+                array[...] = before + sign * 1e-6 * direction
+                sums.append(0.5 * fused(x, weight, bias, targets)[0].sum())
+            array[...] = before
+            assert (sums[0] - sums[1]) / 2e-6 == pytest.approx((gradient * direction).sum(), rel=1e-7, abs=1e-9)
+
+
+@dtypes
+def test_adds_or_writes_what_is_wanted(dtype):
+    rng = np.random.default_rng(2)
+    data = draw(rng, 200, 33, 50, dtype)
+    expected = fused(*data)
+    for logit_bytes in (1, 1 << 27):  # several passes over the rows, and one
+        for keep in range(8):
+            out = [np.ones_like(array) if keep >> i & 1 else None for i, array in enumerate(data[:3])]
+            nats = _core.cross_entropy(*data, 1.0, *out, None, 2, True, logit_bytes)
+            np.testing.assert_array_equal(nats, expected[0])
+            for i, (got, want) in enumerate(zip(out, expected[1:], strict=True)):
+                if got is not None:
+                    atol = 8 * np.finfo(dtype).eps * sizes(*data, 1.0)[1 + i]
+                    np.testing.assert_allclose(got - (i > 0), want, rtol=0, atol=atol)
+    without = _core.cross_entropy(data[0], data[1], None, data[3], 1.0, None, None, None, None)
+    zero = _core.cross_entropy(data[0], data[1], 0 * data[2], data[3], 1.0, None, None, None, None)
+    np.testing.assert_array_equal(without, zero)
+
+
+def test_the_same_bits_again():
+    rng = np.random.default_rng(3)
+    data = draw(rng, 300, 40, 700, "float32")
+    for threads in (1, 2, 3):
+        for a, b in zip(fused(*data, threads=threads), fused(*data, threads=threads), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_ignored_rows_count_for_nothing_whatever_they_hold():
+    rng = np.random.default_rng(4)
+    x, weight, bias, targets = draw(rng, 40, 9, 21, "float32", ignored=0.5)
+    expected = fused(x, weight, bias, targets)
+    x[targets < 0] = np.nan
+    for got, want in zip(fused(x, weight, bias, targets), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    nats, dx, dweight, dbias = fused(x, weight, bias, np.full_like(targets, -1))
+    assert not any(array.any() for array in (nats, dx, dweight, dbias))
+
+
+@isas
+def test_large_logits_and_nan(isa):
+    x = np.eye(5, dtype=np.float32)
+    weight = np.array(
+        [[1e30, -5e3, 0, np.nan, np.inf], [0, -5e3, 1, 0, 0], [-1e30, -5e3, 2, 0, 0]], np.float32
+    )  # logits[r] = weight[:, r]: times 0 its NaN and infinity would reach every row
+    with kernels(isa):
+        for r, target, want in ((0, 0, 0.0), (1, 1, math.log(3)), (2, 2, math.log(math.exp(-2) + math.exp(-1) + 1))):
+            one = np.ascontiguousarray(weight[:, r : r + 1])
+            nats = _core.cross_entropy(x[:1, :1], one, None, np.array([target], np.int32), 1.0, None, None, None, None)
+            assert nats[0] == pytest.approx(want, rel=1e-6)
+        for r in (3, 4):
+            one = np.ascontiguousarray(weight[:, r : r + 1])
+            assert np.isnan(
+                _core.cross_entropy(x[:1, :1], one, None, np.ones(1, np.int32), 1.0, None, None, None, None)
+            ).all()
+
+
+def test_no_rows():
+    weight, bias = np.ones((3, 2), "f"), np.ones(3, "f")
+    nats, dx, dweight, dbias = fused(np.ones((0, 2), "f"), weight, bias, np.zeros(0, np.int32))
+    assert nats.shape == (0,)
+    assert dx.shape == (0, 2)
+    assert not dweight.any()
+    assert not dbias.any()
+
+
+def test_what_is_wrong_is_refused():
+    rng = np.random.default_rng(5)
+    x, weight, bias, targets = draw(rng, 6, 4, 5, "float32", ignored=0)
+    targets[2] = 5
+    with pytest.raises(ValueError, match="targets out of range"):
+        fused(x, weight, bias, targets)
+    for bad in (
+        (x[:, :3], weight, bias),
+        (x, weight.astype("f8"), bias),
+        (x, weight, bias[:4]),
+        (x.T.copy().T, weight, bias),
+    ):
+        with pytest.raises(ValueError, match="_core: "):
+            _core.cross_entropy(*bad, np.zeros(6, np.int32), 1.0, None, None, None, None)
+    with pytest.raises(ValueError, match="targets"):
+        _core.cross_entropy(x, weight, bias, np.zeros(6, np.int64), 1.0, None, None, None, None)
