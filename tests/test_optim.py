@@ -1,4 +1,4 @@
-"""clip_grad_norm, SGD and Adam: the values against torch's, and every refusal."""
+"""clip_grad_norm, SGD, Adam and AdamW: the values against torch's, and every refusal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrnn import clip_grad_norm
-from fastrnn.optim import SGD, Adam
+from fastrnn.optim import SGD, Adam, AdamW
 
 SHAPES = {"w": (37, 11), "b": (5,), "scalar": (), "none": (0, 3), "large": (300, 70)}  # the last spans blocks
 
@@ -35,6 +35,8 @@ OPTIMIZERS = [
     (Adam, torch.optim.Adam, {}),
     (Adam, torch.optim.Adam, {"betas": (0.8, 0.95), "eps": 1e-3}),
     (Adam, torch.optim.Adam, {"weight_decay": 0.1}),
+    (AdamW, torch.optim.AdamW, {}),
+    (AdamW, torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95)}),
 ]
 
 
@@ -59,7 +61,7 @@ def test_trajectory_is_torchs(ours, theirs, options, dtype):
 
 def test_default_learning_rates_are_torchs():
     tensor = torch.nn.Parameter(torch.ones(1))
-    for ours, theirs in ((SGD, torch.optim.SGD), (Adam, torch.optim.Adam)):
+    for ours, theirs in ((SGD, torch.optim.SGD), (Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)):
         assert ours({"w": np.ones(1)}).lr == theirs([tensor]).param_groups[0]["lr"]
 
 

@@ -393,3 +393,37 @@ class Adam(Optimizer):
         np.divide(m, first, out=first)
         np.multiply(first, self._lr / (1.0 - beta_1**self._step), out=first)
         np.subtract(p, first, out=p)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW``: ``p = p - lr weight_decay p``, then the step of Adam.
+
+    Args:
+        params, lr, betas, eps: as for ``Adam``.
+        weight_decay: >= 0.
+
+    Source: Loshchilov, Hutter, "Decoupled weight decay regularization", 2019.
+
+    Example:
+        >>> import numpy as np, fastrnn
+        >>> params, grads = {"w": np.ones(2)}, {"w": np.array([0.0, -3.0])}
+        >>> fastrnn.optim.AdamW(params, lr=0.1, weight_decay=0.5).step(grads)
+        >>> params["w"].round(6)
+        array([0.95, 1.05])
+    """
+
+    _name = "adamw"
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def _decayed(self, p: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
+        np.multiply(p, 1.0 - self._lr * self.weight_decay, out=p)
+        return g
