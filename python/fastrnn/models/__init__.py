@@ -1,6 +1,6 @@
 """Models built on the recurrent layers."""
 
 from .language_model import LanguageModel
-from .vocabulary import CharVocabulary
+from .vocabulary import CharVocabulary, WordVocabulary
 
-__all__ = ["CharVocabulary", "LanguageModel"]
+__all__ = ["CharVocabulary", "LanguageModel", "WordVocabulary"]

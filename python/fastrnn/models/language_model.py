@@ -18,10 +18,9 @@ from . import checkpoint, training
 from .nn import Dropout, Embedding, Output
 from .progress import reporter
 from .sampling import Sampler
-from .vocabulary import UNKNOWN, CharVocabulary
+from .vocabulary import UNKNOWN, VOCABULARIES, Vocabulary, vocabulary_from_dict
 
 _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-_LEVELS = ("char",)
 _FORMAT = "fastrnn.LanguageModel"
 _CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
@@ -36,7 +35,8 @@ class LanguageModel:
         p(w_(t+1) | w_1 ... w_t) = softmax(W dropout(h_t) + b)
 
     Args:
-        level: what a token is. This version has "char": a token is one character (Unicode code point).
+        level: what a token is: "char", a character (Unicode code point); or "word", what whitespace separates, and
+            the end of each line.
         cell: "lstm", "gru" or "rnn" (tanh).
         embedding: size of a token's vector.
         hidden: units of each recurrent layer.
@@ -45,6 +45,7 @@ class LanguageModel:
         tie: W is E (needs embedding == hidden).
         seed: integer >= 0 that decides the initial weights, dropout and sampling; None draws one, kept as
             ``model.seed``.
+        min_frequency: symbols that the first text holds less often are unknown ones.
         dtype: "float32" or "float64".
         device: "cpu".
 
@@ -76,11 +77,12 @@ class LanguageModel:
         tie: bool = False,
         seed: int | None = None,
         *,
+        min_frequency: int = 1,
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
         where = "LanguageModel"
-        self.level = check_choice(where, "level", level, _LEVELS)
+        self.level = check_choice(where, "level", level, VOCABULARIES)
         self.cell = check_choice(where, "cell", cell, _CELLS)
         self.embedding = check_size(where, "embedding", embedding)
         self.hidden = check_size(where, "hidden", hidden)
@@ -92,8 +94,9 @@ class LanguageModel:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         self.seed = check_size(where, "seed", seed, low=0)
+        self.min_frequency = check_size(where, "min_frequency", min_frequency)
         self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
-        self.vocabulary: CharVocabulary | None = None
+        self.vocabulary: Vocabulary | None = None
         self.history: list[dict[str, Any]] = []
         self._training: training.State | None = None
         # Independent streams from one seed; each part keeps its own whatever the others draw.
@@ -123,28 +126,29 @@ class LanguageModel:
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, device aside."""
-        names = ("level", "cell", "embedding", "hidden", "layers", "dropout", "tie", "seed", "dtype")
+        names = ("level", "cell", "embedding", "hidden", "layers", "dropout", "tie", "seed", "min_frequency", "dtype")
         return {name: getattr(self, name) for name in names}
 
     # -- parameters ----------------------------------------------------------------------------------------------------
 
-    def build(self, text: str) -> CharVocabulary:
+    def build(self, text: str) -> Vocabulary:
         """Take the vocabulary of ``text``, which is returned, and make the weights that depend on it.
 
         ``fit`` does so by itself.
         """
         if self.vocabulary is not None:
             raise RuntimeError("LanguageModel.build: the vocabulary is there already; make a new model for another one")
-        return self._build(CharVocabulary.of_text(_checked_text("LanguageModel.build", "text", text, least=1)))
+        self._check_text("LanguageModel.build", "text", text, least=1)
+        return self._build(VOCABULARIES[self.level].of_text(text, self.min_frequency))
 
-    def _build(self, vocabulary: CharVocabulary) -> CharVocabulary:
+    def _build(self, vocabulary: Vocabulary) -> Vocabulary:
         rng, dtype = np.random.default_rng(self._seeds["weights"]), np.dtype(self.dtype)
         self.embed = Embedding(len(vocabulary), self.embedding, dtype, rng)
         self.output = Output(self.hidden, len(vocabulary), dtype, rng, tied=self.embed if self.tie else None)
         self.vocabulary = vocabulary
         return vocabulary
 
-    def _built(self, where: str) -> CharVocabulary:
+    def _built(self, where: str) -> Vocabulary:
         if self.vocabulary is None:
             raise RuntimeError(f"LanguageModel.{where}: the model has no vocabulary yet: call fit (or build) first")
         return self.vocabulary
@@ -281,15 +285,17 @@ class LanguageModel:
             train: text of at least ``batch_size`` + 1 tokens.
             valid: text evaluated after each epoch, in ``batch_size`` streams.
             epochs: passes over ``train``, those before a ``resume`` included.
-            optimizer: "adam" or "sgd" (with ``momentum``).
-            lr: learning rate; None is 0.002 for adam and 1.0 for sgd.
-            weight_decay: L2 penalty.
+            optimizer: "adam", "adamw" or "sgd" (with ``momentum``).
+            lr: learning rate; None is 0.002 for adam and adamw, 1.0 for sgd.
+            weight_decay: L2 penalty; with adamw decoupled weight decay.
             clip: largest global norm of the gradients (``clip_grad_norm``); None does not clip.
-            schedule: "constant", or "cosine": from ``lr`` to 0 along half a cosine over the whole run.
+            schedule: "constant"; "cosine": from ``lr`` to 0 along half a cosine over the whole run; or "plateau": a
+                quarter of the rate after each epoch that did not lower the loss on ``valid``.
             warmup: steps over which the rate first rises linearly.
             seconds: stop after this much time, whatever is left of ``epochs``; "cosine" then ends on time. The clock
                 takes part in such a run: it does not repeat to the bit.
-            checkpoint: folder that ``save`` writes to after each epoch.
+            checkpoint: folder that ``save`` writes to after each epoch; its subfolder ``best`` gets the model of the
+                lowest loss on ``valid``.
             resume: carry on from the training state of this model (of an earlier ``fit``, or loaded), with the same
                 text and options. The result is that of one uninterrupted run, to the bit.
             progress: True shows progress on standard error, False nothing; or an object (``models.progress.Progress``).
@@ -306,11 +312,13 @@ class LanguageModel:
             where, batch_size, bptt, optimizer, lr, momentum, weight_decay, clip, schedule, warmup
         )
         epochs = check_size(where, "epochs", epochs)
+        if options.schedule == "plateau" and valid is None:
+            raise ValueError(f"{where}: schedule='plateau' needs a valid text")
         if seconds is not None:
             seconds = check_real(where, "seconds", seconds, above=True)
-        _checked_text(where, "train", train, least=options.batch_size + 1)
+        self._check_text(where, "train", train, least=options.batch_size + 1)
         if valid is not None:
-            _checked_text(where, "valid", valid, least=2)
+            self._check_text(where, "valid", valid, least=2)
         report = reporter(where, progress)
         if checkpoint is not None:
             os.makedirs(checkpoint, exist_ok=True)  # a wrong path fails now, not after an epoch
@@ -344,7 +352,7 @@ class LanguageModel:
             "loss": loss,
             "perplexity": math.inf if loss > 709.0 else math.exp(loss),
             "tokens": tokens,
-            "bits_per_character": total / math.log(2.0) / (len(text) - 1),
+            "bits_per_character": total / math.log(2.0) / max(1, len(text) - self._first_length(ids)),
         }
 
     def score(self, text: str) -> np.ndarray:
@@ -365,8 +373,8 @@ class LanguageModel:
         """A continuation of ``prompt`` (which is not part of the result).
 
         Args:
-            prompt: text to go on from; an empty one stands for a line break (or the first symbol, without one in the
-                vocabulary).
+            prompt: text to go on from; an empty one stands for the end of a line (or the first symbol, without one in
+                the vocabulary).
             max_new_tokens: how many tokens, >= 0.
             temperature: divides the logits; below 1 plainer, 0 always the most probable token.
             top_k: draw from the k most probable tokens only.
@@ -383,8 +391,12 @@ class LanguageModel:
         count = check_size(where, "max_new_tokens", max_new_tokens, low=0)
         sampler = Sampler.checked(where, temperature, top_k, top_p)
         rng = self._sampling if seed is None else np.random.default_rng(check_size(where, "seed", seed, low=0))
-        start = prompt or ("\n" if "\n" in vocabulary else vocabulary.symbols[0])
-        return vocabulary.decode(self._continue(vocabulary.encode(start), count, sampler, rng))
+        ids = vocabulary.encode(prompt)
+        if len(ids) == 0:
+            ids = np.array([vocabulary.start], np.int32)
+        last = int(ids[-1])
+        # What stands between the last token and the first new one, such as a space, is part of the continuation.
+        return vocabulary.decode([last, *self._continue(ids, count, sampler, rng)])[len(vocabulary.decode([last])) :]
 
     def _continue(self, ids: np.ndarray, count: int, sampler: Sampler, rng: np.random.Generator) -> Iterator[int]:
         stream = self.recurrent.stream(1)
@@ -404,7 +416,19 @@ class LanguageModel:
 
     def _encode(self, where: str, text: str) -> np.ndarray:
         vocabulary = self._built(where)
-        return vocabulary.encode(_checked_text(f"LanguageModel.{where}", "text", text, least=2))
+        self._check_text(f"LanguageModel.{where}", "text", text, least=2)
+        return vocabulary.encode(text)
+
+    def _first_length(self, ids: np.ndarray) -> int:
+        """Characters of the first token, which nothing predicts."""
+        return len(self._built("evaluate").decode(ids[:1]))
+
+    def _check_text(self, where: str, name: str, text: Any, least: int) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: {name} must be a str, got {type(text).__name__}")
+        vocabulary = VOCABULARIES[self.level]
+        if (count := vocabulary.count(text)) < least:
+            raise ValueError(f"{where}: {name} must have at least {least} {vocabulary.unit}, got {count}")
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -435,11 +459,15 @@ class LanguageModel:
         config = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
+        config = {"min_frequency": 1} | config  # which the first models had not
         try:
             model = cls(**config, device=device)
             if model.config != config:
                 raise ValueError(f"config must have the keys {sorted(model.config)}, got {sorted(config)}")
-            model._build(CharVocabulary.from_dict(data.get("vocabulary", {})))
+            vocabulary = vocabulary_from_dict(data.get("vocabulary"))
+            if vocabulary.level != model.level:
+                raise ValueError(f"the vocabulary must be of level {model.level!r}, got {vocabulary.level!r}")
+            model._build(vocabulary)
             model.load_state_dict(archives.get("weights", {}))
             model.history = training.checked_history(data.get("history"))
             if "training" in data:
@@ -447,11 +475,3 @@ class LanguageModel:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {folder} is damaged: {error}") from None
         return model
-
-
-def _checked_text(where: str, name: str, text: Any, least: int) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"{where}: {name} must be a str, got {type(text).__name__}")
-    if len(text) < least:
-        raise ValueError(f"{where}: {name} must have at least {least} characters, got {len(text)}")
-    return text

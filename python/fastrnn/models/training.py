@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
+import signal
+import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import check_choice, check_probability, check_real, check_size
-from ..optim import SGD, Adam, Optimizer, clip_grad_norm
+from ..optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
 from .progress import Progress
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
 
-_DEFAULT_LR = {"adam": 2e-3, "sgd": 1.0}
+_DEFAULT_LR = {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0}
+#: What the learning rate is multiplied by when this share of the run is behind.
 _SCHEDULES = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))),
+    "plateau": lambda done: 1.0,
 }
+_PLATEAU = 4.0  # the rate is divided by it
+BEST = "best"  # folder of the best checkpoint, in that of the latest
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Options:
     def make_optimizer(self, params: list[dict[str, np.ndarray]]) -> Optimizer:
         if self.optimizer == "sgd":
             return SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        return Adam(params, lr=self.lr, weight_decay=self.weight_decay)
+        return {"adam": Adam, "adamw": AdamW}[self.optimizer](params, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass
@@ -107,6 +117,7 @@ class Trainer:
         self.epoch = 0  # finished epochs
         self.position = 0  # time step of the streams
         self.steps = 0
+        self.scale = 1.0  # of the learning rate, after plateaus
         self.whole = True  # weights, optimizer and progress belong to the same step
         self._state: Any = None
         self._text = [len(ids), zlib.crc32(ids.tobytes())]
@@ -163,7 +174,7 @@ class Trainer:
     def lr(self, done: float) -> float:
         options = self.options
         rise = min(1.0, (self.steps + 1) / options.warmup) if options.warmup else 1.0
-        return options.lr * rise * _SCHEDULES[options.schedule](done)
+        return options.lr * self.scale * rise * _SCHEDULES[options.schedule](done)
 
     def record(self) -> dict[str, Any]:
         """The figures since the last epoch began."""
@@ -203,7 +214,8 @@ class Trainer:
             if difference is None:
                 optimizer = {name[10:]: array for name, array in arrays.items() if name.startswith("optimizer.")}
                 carried = [arrays[f"state.{i}"] for i in range(len(arrays) - len(optimizer))]
-                progress = {name: kind(data["progress"][name]) for name, kind in _PROGRESS.items()}
+                kept = {"scale": 1.0} | data["progress"]  # which the first runs had not
+                progress = {name: kind(kept[name]) for name, kind in _PROGRESS.items()}
                 self.rng.bit_generator.state = data["rng"]
                 self.optimizer.load_state_dict({**data["optimizer"], "state": optimizer})
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -222,7 +234,7 @@ class Trainer:
         for name, value in asdict(self.options).items():
             if data["options"][name] != value:
                 return f"the same {name}={data['options'][name]!r}, got {value!r}"
-        if self.options.schedule != "constant" and data["epochs"] != self.epochs:
+        if self.options.schedule == "cosine" and data["epochs"] != self.epochs:
             return f"the same epochs={data['epochs']} with schedule={self.options.schedule!r}, got {self.epochs}"
         return None
 
@@ -231,6 +243,7 @@ _PROGRESS = {
     "epoch": int,
     "position": int,
     "steps": int,
+    "scale": float,
     "nats": float,
     "tokens": int,
     "clipped": int,
@@ -268,15 +281,18 @@ def fit(
     begun = time.monotonic()
     report.start(trainer.steps_per_epoch * epochs, "training")
     try:
-        out_of_time = False
-        while trainer.epoch < epochs and not out_of_time:
-            spent = 0.0 if seconds is None else (time.monotonic() - begun) / seconds
-            done = max(trainer.done, spent)
-            ended = trainer.step(done)
-            out_of_time = seconds is not None and time.monotonic() - begun >= seconds
-            report.update(round(max(trainer.done, spent) * trainer.steps_per_epoch * epochs), _figures(trainer))
-            if ended or out_of_time:
-                _end_epoch(model, trainer, valid, checkpoint, report, ended)
+        with interruptions() as interrupted:
+            stopped = False
+            while trainer.epoch < epochs and not stopped:
+                spent = 0.0 if seconds is None else (time.monotonic() - begun) / seconds
+                done = max(trainer.done, spent)
+                ended = trainer.step(done)
+                stopped = interrupted() or (seconds is not None and time.monotonic() - begun >= seconds)
+                report.update(round(max(trainer.done, spent) * trainer.steps_per_epoch * epochs), _figures(trainer))
+                if ended or stopped:
+                    _end_epoch(model, trainer, valid, checkpoint, report, ended)
+        if interrupted():
+            raise KeyboardInterrupt
     finally:
         # However the run ended, it can be carried on from the weights as they are; not from half a step.
         model._training = trainer.state() if trainer.whole else None
@@ -293,21 +309,61 @@ def _end_epoch(
     ended: bool,
 ) -> None:
     record = trainer.record()
+    improved = False
     if valid is not None:
         result = model.evaluate(valid, batch_size=trainer.options.batch_size)
         record |= {"valid_loss": result["loss"], "valid_perplexity": result["perplexity"]}
+        improved = result["loss"] < min((each.get("valid_loss", math.inf) for each in model.history), default=math.inf)
+        if ended and not improved and trainer.options.schedule == "plateau":
+            trainer.scale /= _PLATEAU
     model.history.append(record)
     if ended:
         trainer._start_sums()
     model._training = trainer.state()
     if checkpoint is not None:
         model.save(checkpoint)
+        _write_log(Path(checkpoint, "log.csv"), model.history)
+        if improved:
+            model.save(Path(checkpoint, BEST), training=False)
     figures = (
         f"epoch {record['epoch']}/{trainer.epochs}: loss {record['loss']:.3f}, perplexity {record['perplexity']:.2f}"
     )
     if valid is not None:
         figures += f", valid {record['valid_perplexity']:.2f}"
     report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
+
+
+def _write_log(path: Path, history: list[dict[str, Any]]) -> None:
+    """One line for each record; a column for whatever any of them has."""
+    names = list(dict.fromkeys(name for record in history for name in record))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Puts Ctrl-C off until the step is done: whether it came is asked for. A second one acts at once."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(number, signal.default_int_handler)
+
+    # Only the main thread gets signals, and who has a handler of their own keeps it.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _figures(trainer: Trainer) -> str:
