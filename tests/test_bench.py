@@ -117,7 +117,7 @@ def test_time_calls(monkeypatch):
         (["--threads", "0"], "argument --threads: must be an integer from 1 to 1024, got '0'"),
         (["--threads", "1025"], "argument --threads: must be an integer from 1 to 1024, got '1025'"),
         (["--threads", "two"], "argument --threads: "),
-        (["--seconds", "0"], "argument --seconds: must be a number of seconds > 0, got '0'"),
+        (["--seconds", "0"], "argument --seconds: must be a number > 0, got '0'"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--device", "cuda"], "bench: device 'cuda' is not available: "),
         (["--json", "no/such/folder/file.json"], "[Errno 2] No such file or directory: 'no/such/folder/file.json'"),

@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import get_num_threads, show_config, threads
 from .bench import shapes
@@ -25,18 +25,24 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds > 0, got {text!r}")
-    return value
+def _number(kind: type, low: float, *, above: bool = False) -> Callable[[str], Any]:
+    """The type of an argument that takes finite numbers >= low, or > low with ``above``."""
+    what = "an integer" if kind is int else "a number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value if above else low <= value) or value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be {what} {'>' if above else '>='} {low:g}, got {text!r}")
+        return value
+
+    return parse
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 0, got {text!r}")
-    return value
+_seconds = _number(float, 0.0, above=True)
+_count = _number(int, 0)
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
@@ -181,10 +187,16 @@ def _info(args: argparse.Namespace) -> None:
         show_config()
 
 
+def _add_lm(commands: argparse._SubParsersAction) -> None:
+    from .models.commands import add_lm
+
+    add_lm(commands, _number)
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastrnn", description="Fused recurrent layers and the models built on them.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_demo, _add_bench, _add_info):
+    for add in (_add_demo, _add_bench, _add_info, _add_lm):
         add(commands)
     return parser
 

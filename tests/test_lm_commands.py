@@ -1,0 +1,189 @@
+"""``fastrnn lm``: from a text file to a model and back; what is wrong is said in one line."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastrnn.cli import main
+from fastrnn.models import LanguageModel
+
+VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
+SMALL = ["--hidden", "12", "--embedding", "6", "--batch-size", "4", "--bptt", "8", "--seed", "1"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "verse.txt"
+    path.write_text(VERSE * 20, encoding="utf-8")
+    return path
+
+
+def train(data, out, *options):
+    return main(["lm", "train", "--data", str(data), "--out", str(out), *SMALL, *options])
+
+
+def test_from_text_to_text(data, tmp_path, capsys):
+    out = tmp_path / "model"
+    assert train(data, out, "--epochs", "3", "--lr", "0.02") == 0
+    shown = capsys.readouterr().out
+    assert "LanguageModel(level='char', cell='lstm'" in shown
+    assert "valid: loss" in shown
+    with (out / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[2]["valid_loss"]) < float(rows[0]["valid_loss"])
+
+    assert main(["lm", "eval", str(out), str(data), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result.keys() == {"loss", "perplexity", "tokens", "bits_per_character"}
+    assert result["tokens"] == len(VERSE) * 20 - 1
+    assert result == LanguageModel.load(out / "best").evaluate(data.read_text())
+
+    assert main(["lm", "score", str(out), str(data)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == result["tokens"]
+    assert sum(float(line.split("\t")[0]) for line in lines) / len(lines) == pytest.approx(-result["loss"], abs=1e-4)
+    assert lines[0].endswith("'o'")
+
+    texts = []
+    for _ in range(2):
+        assert main(["lm", "generate", str(out), "--prompt", "row", "--tokens", "9", "--seed", "4"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("row")
+    assert len(texts[0]) == 3 + 9 + 1
+
+
+def test_words(data, tmp_path, capsys):
+    out = tmp_path / "model"
+    assert train(data, out, "--level", "word", "--epochs", "20", "--lr", "0.05", "--min-frequency", "2") == 0
+    assert main(["lm", "eval", str(out), str(data), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["lm", "generate", str(out), "--prompt", "gently down", "--tokens", "6", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "gently down the stream\nmerrily merrily merrily\n"
+
+
+def test_a_folder_with_a_test_text(tmp_path, capsys):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(VERSE * (8 if name == "train" else 2), encoding="utf-8")
+    assert train(tmp_path, tmp_path / "model", "--epochs", "1") == 0
+    shown = capsys.readouterr().out
+    assert "valid: loss" in shown
+    assert "test: loss" in shown
+    assert f"{2 * len(VERSE) - 1} tokens" in shown
+
+
+def test_resume_gives_the_run_that_was_not_interrupted(data, tmp_path, capsys):
+    assert train(data, tmp_path / "once", "--epochs", "4", "--schedule", "plateau") == 0
+    assert train(data, tmp_path / "twice", "--epochs", "2", "--schedule", "plateau") == 0
+    assert train(data, tmp_path / "twice", "--epochs", "4", "--schedule", "plateau", "--resume") == 0
+    capsys.readouterr()
+    results = []
+    for name in ("once", "twice"):
+        assert main(["lm", "eval", str(tmp_path / name), str(data), "--json"]) == 0
+        results.append(capsys.readouterr().out)
+    assert results[0] == results[1]
+
+
+def test_plateau_and_the_best_model(data, tmp_path):
+    """At such a rate the loss rises again and again: the rate falls, and the best model is not the last."""
+    out = tmp_path / "model"
+    assert train(data, out, "--epochs", "8", "--optimizer", "sgd", "--lr", "60", "--schedule", "plateau") == 0
+    with (out / "log.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    best, rate = math.inf, 60.0
+    for row in rows:
+        assert row["lr"] == rate
+        if row["valid_loss"] >= best:
+            rate /= 4
+        best = min(best, row["valid_loss"])
+    assert rate < 60.0
+    text = (VERSE * 20)[-len(VERSE) * 2 :]
+    losses = {name: LanguageModel.load(out / name).evaluate(text)["loss"] for name in (".", "best")}
+    assert losses["best"] == pytest.approx(best, rel=0.2)
+    assert losses["best"] <= losses["."] or rows[-1]["valid_loss"] == best
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_leaves_a_model_to_go_on_with(data, tmp_path):
+    out = tmp_path / "model"
+    command = [
+        sys.executable,
+        "-m",
+        "fastrnn",
+        "lm",
+        "train",
+        "--data",
+        data,
+        "--out",
+        out,
+        *SMALL,
+        "--epochs",
+        "99999",
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (out / "log.csv").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    model = LanguageModel.load(out)
+    steps = model.history[-1]["steps"]
+    assert steps > 0
+    assert "valid_loss" in model.history[-1]
+    epochs = model.history[-1]["epoch"] + 1
+    assert train(data, out, "--epochs", str(epochs), "--resume") == 0
+    assert LanguageModel.load(out).history[-1]["steps"] > steps
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"abc \xff def", "is not UTF-8 text: byte 4 is 0xff"),
+        (b"abc", "train must have at least 5 characters, got 3"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_bad_text(tmp_path, capsys, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert train(path, tmp_path / "model") == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
+def test_bad_models_and_options(data, tmp_path, capsys):
+    assert main(["lm", "eval", str(tmp_path), str(data)]) == 2
+    assert "holds no saved model" in capsys.readouterr().err
+    assert train(data, tmp_path / "model", "--tie") == 2
+    assert "tie needs embedding == hidden" in capsys.readouterr().err
+    assert train(data, tmp_path / "model", "--resume") == 2
+    assert "holds no saved model" in capsys.readouterr().err
+    assert train(data, tmp_path / "model", "--epochs", "1") == 0
+    assert train(data, tmp_path / "model", "--epochs", "1") == 2
+    assert "holds a model already" in capsys.readouterr().err
+    for options, message in (
+        (["--epochs", "0"], "argument --epochs: must be an integer >= 1, got '0'"),
+        (["--lr", "x"], "argument --lr: must be a number > 0, got 'x'"),
+        (["--dropout", "-1"], "argument --dropout: must be a number >= 0, got '-1'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            train(data, tmp_path / "other", *options)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
