@@ -459,7 +459,7 @@ class LanguageModel:
         config = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config = {"min_frequency": 1} | config  # which the first models had not
+        config: dict[str, Any] = {"min_frequency": 1} | config  # which the first models had not
         try:
             model = cls(**config, device=device)
             if model.config != config:
