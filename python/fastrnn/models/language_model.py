@@ -456,10 +456,10 @@ class LanguageModel:
         """
         where = "LanguageModel.load"
         data, archives = checkpoint.read(where, folder, _FORMAT)
-        config = data.get("config")
+        config: Any = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config: dict[str, Any] = {"min_frequency": 1} | config  # which the first models had not
+        config = {"min_frequency": 1} | config  # which the first models had not
         try:
             model = cls(**config, device=device)
             if model.config != config:

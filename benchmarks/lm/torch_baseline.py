@@ -1,0 +1,157 @@
+"""Training speed of a language model beside the same model written plainly in PyTorch: tokens a second, same losses.
+
+    python benchmarks/lm/torch_baseline.py                      # all shapes; some minutes
+    python benchmarks/lm/torch_baseline.py words-200 --json FILE
+
+Both models have the same weights, read the same batches and take turns, step by step. Without dropout their losses are
+the same but for rounding, as far as a rate of 20 lets them be: the largest difference is printed. Times are medians of
+steps, with the interquartile range over the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastrnn
+from fastrnn.bench import machine
+from fastrnn.models import CharVocabulary, LanguageModel
+from fastrnn.models.training import Options, Trainer
+
+
+@dataclass(frozen=True)
+class Shape:
+    symbols: int
+    cell: str
+    hidden: int
+    layers: int
+    batch: int
+    bptt: int
+    optimizer: str
+    lr: float
+    asked: float  # for times torch's speed
+
+
+SHAPES = {
+    "words-200": Shape(33278, "lstm", 200, 2, 20, 35, "sgd", 20.0, 1.5),
+    "words-650": Shape(33278, "lstm", 650, 2, 20, 35, "sgd", 20.0, 1.5),
+    "chars-lstm": Shape(66, "lstm", 512, 1, 32, 64, "adam", 2e-3, 1.25),
+    "chars-gru": Shape(66, "gru", 512, 1, 32, 64, "adam", 2e-3, 2.5),
+}
+CLIP = 0.25
+
+
+class Plain(torch.nn.Module):
+    """Embedding, recurrent layers, linear layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(shape.symbols, shape.hidden)
+        layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[shape.cell]
+        self.recurrent = layer(shape.hidden, shape.hidden, shape.layers)
+        self.output = torch.nn.Linear(shape.hidden, shape.symbols)
+
+    def forward(self, inputs: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, state = self.recurrent(self.embedding(inputs), state)
+        return self.output(y).flatten(0, 1), state
+
+
+class TorchTrainer:
+    """The training loop of PyTorch's tutorials."""
+
+    def __init__(self, shape: Shape, weights: dict[str, np.ndarray]) -> None:
+        self.model = Plain(shape)
+        self.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[shape.optimizer]
+        self.optimizer = kind(self.model.parameters(), lr=shape.lr)
+        self.state: Any = None
+
+    def step(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        self.optimizer.zero_grad()
+        logits, state = self.model(torch.from_numpy(inputs), self.state)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets).long().flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+        return loss.item()
+
+
+def quartiles(times: list[float]) -> dict[str, float]:
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return {"ms": round(median * 1e3, 3), "spread": round((high - low) / median, 3)}
+
+
+def measure(shape: Shape, seconds: float) -> dict[str, Any]:
+    model = LanguageModel(cell=shape.cell, embedding=shape.hidden, hidden=shape.hidden, layers=shape.layers, seed=0)
+    model._build(CharVocabulary(map(chr, range(0x100, 0x100 + shape.symbols - 1))))
+    per_step = shape.batch * shape.bptt
+    # Zipf's law, as words have it.
+    chances = 1.0 / np.arange(1, shape.symbols + 1)
+    rng = np.random.default_rng(0)
+    ids = rng.choice(shape.symbols, 200 * per_step + 1, p=chances / chances.sum()).astype(np.int32)
+    options = Options.checked(
+        "torch_baseline", shape.batch, shape.bptt, shape.optimizer, shape.lr, 0.0, 0.0, CLIP, "constant", 0
+    )
+    ours, theirs = Trainer(model, ids, options, epochs=10**6), TorchTrainer(shape, model.state_dict())
+    times: dict[str, list[float]] = {"fastrnn": [], "torch": []}
+    worst, end = 0.0, perf_counter() + seconds
+    while perf_counter() < end or len(times["torch"]) < 5:
+        part = slice(ours.position, ours.position + shape.bptt)
+        inputs, targets = ours.inputs[part], ours.targets[part]
+        nats, start = ours.nats, perf_counter()
+        ours.step(0.0)
+        middle = perf_counter()
+        loss = theirs.step(inputs, targets)
+        stop = perf_counter()
+        times["fastrnn"].append(middle - start)
+        times["torch"].append(stop - middle)
+        worst = max(worst, abs((ours.nats - nats) / targets.size - loss) / loss)
+        if ours.position == 0:
+            break
+    # The first steps find cold caches and make torch's buffers.
+    result = {name: quartiles(each[3:]) for name, each in times.items()}
+    for each in result.values():
+        each["tokens_per_second"] = round(per_step / each["ms"] * 1e3)
+    ratio = result["torch"]["ms"] / result["fastrnn"]["ms"]
+    return asdict(shape) | result | {"ratio": round(ratio, 3), "steps": len(times["torch"]), "loss_difference": worst}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"some of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each shape")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if unknown := set(args.shapes) - set(SHAPES):
+        parser.error(f"no shape {sorted(unknown)[0]!r}")
+    torch.set_num_threads(fastrnn.get_num_threads())
+    rows = {}
+    for name in args.shapes or SHAPES:
+        rows[name] = row = measure(SHAPES[name], args.seconds)
+        print(
+            f"{name:11} fastrnn {row['fastrnn']['tokens_per_second']:7,} tokens/s, torch "
+            f"{row['torch']['tokens_per_second']:7,}: {row['ratio']:.2f} times (asked for {row['asked']}), "
+            f"losses differ by {row['loss_difference']:.1e}",
+            flush=True,
+        )
+    if args.json:
+        record = {
+            "threads": fastrnn.get_num_threads(),
+            "machine": machine.describe(),
+            "versions": machine.versions(("torch",)),
+            "commit": machine.commit(),
+            "rows": rows,
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
