@@ -19,6 +19,9 @@ namespace py = pybind11;
 using namespace py::literals;
 
 namespace fastrnn {
+
+void bind_training(py::module_& m);  // bindings_training.cpp
+
 namespace {
 
 std::vector<Weights> input_weights(const Problem& problem, const py::list& arrays) {
@@ -132,51 +135,6 @@ py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const 
     backward(reserve, list, arrays, grads, threads_of(threads), memory);
   }
   return py::make_tuple(results[0], results[1], results[2]);
-}
-
-// nats (N); dx, dweight and dbias are arrays or None.
-py::array cross_entropy_arrays(const py::array& x, const py::object& weight, const py::object& bias,
-                               const py::object& targets, double scale, const py::object& dx, const py::object& dweight,
-                               const py::object& dbias, const std::shared_ptr<Memory>& memory, int threads,
-                               bool accumulate, size_t logit_bytes) {
-  CrossEntropy problem;
-  problem.dtype = dtype_of(py::str(x.dtype()), kCpuDtypes);
-  const py::array weights = weight.cast<py::array>();
-  if (x.ndim() != 2 || weights.ndim() != 2) throw py::value_error("_core: x and weight must have two dimensions");
-  problem.rows = x.shape(0);
-  problem.input_size = x.shape(1);
-  problem.symbols = weights.shape(0);
-  if (problem.symbols < 1 || problem.input_size < 1) throw py::value_error("_core: weight must not be empty");
-  const Shape x_shape{problem.rows, problem.input_size}, weight_shape{problem.symbols, problem.input_size};
-  const int64_t element = x.itemsize();
-  const auto read = [&](const py::object& array, const char* name, Shape shape) -> const void* {
-    return array.is_none() ? nullptr : checked(array, name, 'f', element, shape).data();
-  };
-  const auto write = [&](const py::object& array, const char* name, Shape shape) -> void* {
-    if (array.is_none()) return nullptr;
-    py::array out = checked(array, name, 'f', element, shape);
-    return out.mutable_data();
-  };
-  problem.scale = scale;
-  problem.x = read(x, "x", x_shape);
-  problem.weight = read(weight, "weight", weight_shape);
-  problem.bias = read(bias, "bias", {problem.symbols});
-  problem.targets = static_cast<const int32_t*>(checked(targets, "targets", 'i', 4, {problem.rows}).data());
-  for (int64_t r = 0; r < problem.rows; r++) {
-    if (problem.targets[r] >= problem.symbols) throw py::value_error("_core: targets out of range");
-  }
-  problem.dx = write(dx, "dx", x_shape);
-  problem.dweight = write(dweight, "dweight", weight_shape);
-  problem.dbias = write(dbias, "dbias", {problem.symbols});
-  problem.accumulate = accumulate;
-  problem.logit_bytes = logit_bytes;
-  py::array nats(x.dtype(), std::vector<py::ssize_t>{py::ssize_t(problem.rows)});
-  problem.nats = nats.mutable_data();
-  {
-    py::gil_scoped_release release;
-    cross_entropy(problem, threads_of(threads), memory);
-  }
-  return nats;
 }
 
 // A stream belongs to one thread at a time; the lock turns a mistake into waiting rather than a crash.
@@ -331,9 +289,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
         "need_dx"_a, "dweights"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none(), "accumulate"_a = true);
 
-  m.def("cross_entropy", &cross_entropy_arrays, "x"_a, "weight"_a, "bias"_a, "targets"_a, "scale"_a, "dx"_a,
-        "dweight"_a, "dbias"_a, "memory"_a, "num_threads"_a = 0, "accumulate"_a = true,
-        "logit_bytes"_a = size_t(128) << 20);
+  bind_training(m);
 
   py::class_<LockedStream>(m, "Stream")
       .def(py::init<const Problem&, const py::list&, int64_t, int>(), "problem"_a, "weights"_a, "batch_size"_a,

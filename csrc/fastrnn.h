@@ -133,4 +133,29 @@ struct CrossEntropy {
 };
 void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shared_ptr<Memory>& memory);
 
+// A step of an optimizer over whole arrays, in place:
+//   multiply  p = scale p
+//   sgd       d = scale g + weight_decay p;  v = momentum v + d;  p = p - lr v, nesterov: p - lr (d + momentum v);
+//             without v  p = p - lr d
+//   adam      p = shrink p;  d = scale g + weight_decay p;  m = beta_1 m + (1 - beta_1) d;
+//             v = beta_2 v + (1 - beta_2) d^2;  p = p - lr m / (sqrt(v) / root + eps)
+enum class OptimizerRule { multiply, sgd, adam };
+struct OptimizerStep {
+  OptimizerRule rule = OptimizerRule::sgd;
+  double scale = 1, lr = 0, weight_decay = 0, momentum = 0;
+  bool nesterov = false;
+  double beta_1 = 0, beta_2 = 0, eps = 0, root = 1, shrink = 1;
+};
+struct OptimizerArrays {  // each of n numbers
+  int64_t n = 0;
+  void* p = nullptr;
+  const void* g = nullptr;
+  void* first = nullptr;   // sgd: v or null; adam: m
+  void* second = nullptr;  // adam: v
+};
+void optimize(Dtype dtype, const OptimizerStep& step, const std::vector<OptimizerArrays>& arrays, int max_threads);
+
+// Sum of (g / divisor)^2 in double, over all arrays.
+double sum_of_squares(Dtype dtype, const std::vector<OptimizerArrays>& arrays, double divisor, int max_threads);
+
 }  // namespace fastrnn

@@ -106,6 +106,12 @@ struct CrossEntropyArgs {
   void* dx_parts;  // [threads][chunk_rows][input_size, padded]
 };
 
+// One call over some arrays; see optimize in fastrnn.h.
+struct OptimizerArgs : OptimizerStep {
+  const OptimizerArrays* arrays;
+  int64_t count;
+};
+
 struct CellKernels {
   int slots, x_slots, h_slots;
   void (*forward)(const ForwardArgs&, Team&, int tid);
@@ -118,8 +124,10 @@ struct Kernels {
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
   int64_t (*tiles_size)(int64_t rows);                       // elements a thread of BackwardArgs::outer_tiles
   void (*cross_entropy)(const CrossEntropyArgs&, Team&, int tid);
-  int64_t (*panels_size)(int64_t input_size);         // elements a thread of CrossEntropyArgs::panels
-  int64_t (*dlogits_size)(int64_t rows);              // and of dlogits
+  int64_t (*panels_size)(int64_t input_size);  // elements a thread of CrossEntropyArgs::panels
+  int64_t (*dlogits_size)(int64_t rows);       // and of dlogits
+  void (*optimize)(const OptimizerArgs&, Team&, int tid);
+  double (*sum_of_squares)(const void* data, int64_t n, double divisor);
   int64_t (*fma_chains)(int64_t rounds, void* sink);  // returns the operations done
   void (*read_once)(const void* data, int64_t bytes, void* sink);
 };

@@ -12,6 +12,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/forward.h"
 #include "cpu/math.h"
+#include "cpu/optimizer.h"
 #include "cpu/probe.h"
 
 namespace fastrnn {
@@ -33,6 +34,8 @@ constexpr Kernels kernels() {
           &cross_entropy<T>,
           &CrossEntropyPass<T>::panels_size,
           &CrossEntropyPass<T>::dlogits_size,
+          &optimize<T>,
+          &sum_of_squares<T>,
           &fma_chains<T>,
           &read_once<T>};
 }

@@ -1,0 +1,157 @@
+// The part of fastrnn._core that training needs beside the layers: the loss over a vocabulary, optimizers.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "cpu/memory.h"
+#include "cpu/threads.h"
+#include "fastrnn.h"
+#include "problem.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fastrnn {
+namespace {
+
+// nats (N); dx, dweight and dbias are arrays or None.
+py::array cross_entropy_arrays(const py::array& x, const py::object& weight, const py::object& bias,
+                               const py::object& targets, double scale, const py::object& dx, const py::object& dweight,
+                               const py::object& dbias, const std::shared_ptr<Memory>& memory, int threads,
+                               bool accumulate, size_t logit_bytes) {
+  CrossEntropy problem;
+  problem.dtype = dtype_of(py::str(x.dtype()), kCpuDtypes);
+  const py::array weights = weight.cast<py::array>();
+  if (x.ndim() != 2 || weights.ndim() != 2) throw py::value_error("_core: x and weight must have two dimensions");
+  problem.rows = x.shape(0);
+  problem.input_size = x.shape(1);
+  problem.symbols = weights.shape(0);
+  if (problem.symbols < 1 || problem.input_size < 1) throw py::value_error("_core: weight must not be empty");
+  const Shape x_shape{problem.rows, problem.input_size}, weight_shape{problem.symbols, problem.input_size};
+  const int64_t element = x.itemsize();
+  const auto read = [&](const py::object& array, const char* name, Shape shape) -> const void* {
+    return array.is_none() ? nullptr : checked(array, name, 'f', element, shape).data();
+  };
+  const auto write = [&](const py::object& array, const char* name, Shape shape) -> void* {
+    if (array.is_none()) return nullptr;
+    py::array out = checked(array, name, 'f', element, shape);
+    return out.mutable_data();
+  };
+  problem.scale = scale;
+  problem.x = read(x, "x", x_shape);
+  problem.weight = read(weight, "weight", weight_shape);
+  problem.bias = read(bias, "bias", {problem.symbols});
+  problem.targets = static_cast<const int32_t*>(checked(targets, "targets", 'i', 4, {problem.rows}).data());
+  for (int64_t r = 0; r < problem.rows; r++) {
+    if (problem.targets[r] >= problem.symbols) throw py::value_error("_core: targets out of range");
+  }
+  problem.dx = write(dx, "dx", x_shape);
+  problem.dweight = write(dweight, "dweight", weight_shape);
+  problem.dbias = write(dbias, "dbias", {problem.symbols});
+  problem.accumulate = accumulate;
+  problem.logit_bytes = logit_bytes;
+  py::array nats(x.dtype(), std::vector<py::ssize_t>{py::ssize_t(problem.rows)});
+  problem.nats = nats.mutable_data();
+  {
+    py::gil_scoped_release release;
+    cross_entropy(problem, threads ? threads : num_threads(), memory);
+  }
+  return nats;
+}
+
+// The arrays of an optimizer's step, parameter by parameter; a list is empty where there are none of its kind.
+std::vector<OptimizerArrays> optimizer_arrays(Dtype dtype, const py::list& params, const py::list& grads,
+                                              const py::list& first, const py::list& second) {
+  const size_t count = std::max(params.size(), grads.size());
+  std::vector<OptimizerArrays> arrays(count);
+  for (size_t i = 0; i < count; i++) {
+    const auto of = [&](const py::list& list, const char* name, bool written) -> void* {
+      if (list.empty()) return nullptr;
+      if (list.size() != count) throw py::value_error("_core: lists of different lengths");
+      const auto array = py::reinterpret_borrow<py::array>(list[i]);
+      constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+      const py::handle handle = list[i];
+      if (!py::isinstance<py::array>(handle) || dtype_of(py::str(array.dtype()), kCpuDtypes) != dtype ||
+          (array.flags() & kLayout) != kLayout || (written && !array.writeable())) {
+        throw py::value_error(std::string("_core: ") + name + " has another dtype or layout than expected");
+      }
+      if (arrays[i].n && arrays[i].n != array.size()) throw py::value_error("_core: arrays of different sizes");
+      arrays[i].n = array.size();
+      return const_cast<void*>(array.data());
+    };
+    arrays[i].p = of(params, "params", true);
+    arrays[i].g = of(grads, "grads", false);
+    arrays[i].first = of(first, "first", true);
+    arrays[i].second = of(second, "second", true);
+  }
+  return arrays;
+}
+
+void optimize_arrays(const std::string& dtype, const OptimizerStep& step, const py::list& params, const py::list& grads,
+                     const py::list& first, const py::list& second) {
+  const Dtype of = dtype_of(dtype, kCpuDtypes);
+  const auto arrays = optimizer_arrays(of, params, grads, first, second);
+  py::gil_scoped_release release;
+  optimize(of, step, arrays, num_threads());
+}
+
+double sum_of_squares_of(const std::string& dtype, const py::list& grads, double divisor) {
+  const Dtype of = dtype_of(dtype, kCpuDtypes);
+  const auto arrays = optimizer_arrays(of, py::list(), grads, py::list(), py::list());
+  py::gil_scoped_release release;
+  return sum_of_squares(of, arrays, divisor, num_threads());
+}
+
+}  // namespace
+
+void bind_training(py::module_& m) {
+  m.def("cross_entropy", &cross_entropy_arrays, "x"_a, "weight"_a, "bias"_a, "targets"_a, "scale"_a, "dx"_a,
+        "dweight"_a, "dbias"_a, "memory"_a, "num_threads"_a = 0, "accumulate"_a = true,
+        "logit_bytes"_a = size_t(128) << 20);
+
+  m.def(
+      "multiply",
+      [](const std::string& dtype, const py::list& arrays, double factor) {
+        OptimizerStep step;
+        step.rule = OptimizerRule::multiply;
+        step.scale = factor;
+        optimize_arrays(dtype, step, arrays, py::list(), py::list(), py::list());
+      },
+      "dtype"_a, "arrays"_a, "factor"_a);
+  m.def(
+      "sgd",
+      [](const std::string& dtype, const py::list& params, const py::list& grads, const py::list& buffers, double lr,
+         double momentum, bool nesterov, double weight_decay, double scale) {
+        OptimizerStep step;
+        step.lr = lr;
+        step.momentum = momentum;
+        step.nesterov = nesterov;
+        step.weight_decay = weight_decay;
+        step.scale = scale;
+        optimize_arrays(dtype, step, params, grads, buffers, py::list());
+      },
+      "dtype"_a, "params"_a, "grads"_a, "buffers"_a, "lr"_a, "momentum"_a, "nesterov"_a, "weight_decay"_a, "scale"_a);
+  m.def(
+      "adam",
+      [](const std::string& dtype, const py::list& params, const py::list& grads, const py::list& first,
+         const py::list& second, double lr, double beta_1, double beta_2, double eps, double root, double weight_decay,
+         double shrink, double scale) {
+        OptimizerStep step;
+        step.rule = OptimizerRule::adam;
+        step.lr = lr;
+        step.beta_1 = beta_1;
+        step.beta_2 = beta_2;
+        step.eps = eps;
+        step.root = root;
+        step.weight_decay = weight_decay;
+        step.shrink = shrink;
+        step.scale = scale;
+        optimize_arrays(dtype, step, params, grads, first, second);
+      },
+      "dtype"_a, "params"_a, "grads"_a, "first"_a, "second"_a, "lr"_a, "beta_1"_a, "beta_2"_a, "eps"_a, "root"_a,
+      "weight_decay"_a, "shrink"_a, "scale"_a);
+  m.def("sum_of_squares", &sum_of_squares_of, "dtype"_a, "grads"_a, "divisor"_a);
+}
+
+}  // namespace fastrnn
