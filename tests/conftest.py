@@ -1,7 +1,6 @@
 """Settings shared by all tests."""
 
 import os
-import sys
 
 # NumPy's own threads would spin against the tests' on a busy machine, and make the reference ten times slower. Only
 # effective before NumPy is imported.
@@ -18,7 +17,7 @@ hypothesis.settings.load_profile("fastrnn")
 @pytest.fixture
 def without_cuda(monkeypatch):
     """As if fastrnn had been built without CUDA."""
-    import fastrnn
+    from fastrnn.cuda import extension
 
-    monkeypatch.delattr(fastrnn, "_cuda", raising=False)
-    monkeypatch.setitem(sys.modules, "fastrnn._cuda", None)
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "absent", "this fastrnn was built without CUDA")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -227,3 +228,15 @@ def tolerances(case: Case, data: Data, expected: Arrays, eps: float) -> dict[str
         error = 2 * times * largest(plain[name] - want) + 8 * eps * largest(want)
         errors[kind(name)] = max(errors.get(kind(name), 0.0), error)
     return {name: errors[kind(name)] for name in expected}
+
+
+def drawn(case: Case, number: str) -> tuple[Data, Arrays, dict[str, float]]:
+    """As helpers.drawn, for any of NUMBERS."""
+    if number in ("float32", "float64"):
+        return helpers.drawn(case)
+    for seed in itertools.count():
+        data = rounded(helpers.draw(case, seed), number)
+        if case.cell != "rnn_relu" or not helpers.near_zero(case, data, EPS[number]):
+            break
+    expected = helpers.exact(case, data)
+    return data, expected, tolerances(case, data, expected, EPS[number])

@@ -1,5 +1,6 @@
 """Configuration, threads and what an import does."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import _core, config
+from fastrnn.cuda import extension
 
 pytestmark = pytest.mark.usefixtures("without_cuda")
 
@@ -49,14 +51,18 @@ def test_text_is_printed(capsys):
 
 
 def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "fastrnn._cuda", types.SimpleNamespace(build="CUDA 13.0 for 80,90a-real"))
-    monkeypatch.setattr(fastrnn, "_cuda", sys.modules["fastrnn._cuda"], raising=False)
+    monkeypatch.setattr(extension, "module", types.SimpleNamespace(build="CUDA 13.0 for 80,90a-real"))
+    monkeypatch.setattr(extension, "absent", None)
+    monkeypatch.setattr(config, "missing_for_cuda", lambda: missing)
+    missing = ["no CuPy"]
     found = fastrnn.show_config(mode="dicts")["cuda"]
     assert found["built"] is True
     assert found["build"] == "CUDA 13.0 for 80,90a-real"
-    assert found["missing"][0] == "in this version only fastrnn.torch can use GPUs"
     fastrnn.show_config()
-    assert "built with CUDA 13.0 for 80,90a-real, not available: in this version only" in capsys.readouterr().out
+    assert "built with CUDA 13.0 for 80,90a-real, not available: no CuPy\n" in capsys.readouterr().out
+    missing = []
+    fastrnn.show_config()
+    assert "built with CUDA 13.0 for 80,90a-real, available\n" in capsys.readouterr().out
 
 
 def test_unknown_mode():
@@ -128,6 +134,8 @@ def test_the_driver_is_looked_for_and_never_fails(monkeypatch, capsys, cuda, nvm
     assert found["devices"] == devices
     missing = ["this fastrnn was built without CUDA"]
     missing += [] if driver else ["no NVIDIA driver found on this machine"]
+    if importlib.util.find_spec("cupy") is None:
+        missing.append("CuPy is not installed, which holds a layer's weights: pip install 'fastrnn[cuda]'")
     assert found["missing"] == missing
     with pytest.raises(RuntimeError) as info:
         fastrnn.GRU(4, 5, device="cuda")

@@ -1,7 +1,6 @@
 """The CUDA kernels, on a GPU or emulated, against the reference: every cell and dtype; odd sizes; edges."""
 
 import dataclasses
-import itertools
 import os
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 import cuda_calls
 import helpers
-from cuda_calls import EPS, NUMBERS, Call
+from cuda_calls import NUMBERS, Call, drawn
 from helpers import Case, covering
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -69,17 +68,6 @@ def cases(cell, number):
     for row in covering(options, possible):
         row.pop("most_sums")
         yield row.pop("path"), Case(cell, dtype, **row)
-
-
-def drawn(case, number):
-    if number in ("float32", "float64"):
-        return helpers.drawn(case)
-    for seed in itertools.count():
-        data = cuda_calls.rounded(helpers.draw(case, seed), number)
-        if case.cell == "rnn_relu" and helpers.near_zero(case, data, EPS[number]):
-            continue
-        expected = helpers.exact(case, data)
-        return data, expected, cuda_calls.tolerances(case, data, expected, EPS[number])
 
 
 COVERING = [

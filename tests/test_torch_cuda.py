@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
 import fastrnn.torch as fast  # noqa: E402
+from fastrnn.cuda import extension  # noqa: E402
 from fastrnn.torch import composite, cuda, devices, kernel  # noqa: E402
 from fastrnn.torch.call import Sequences, Sizes, Stack, shapes_of  # noqa: E402
 from fastrnn.torch.paths import obstacle  # noqa: E402
@@ -50,16 +51,16 @@ if EMULATED:  # what holds on the CPU holds here
 def _emulated():
     with pytest.MonkeyPatch.context() as patch:
         if EMULATED:
-            patch.setattr(cuda, "_cuda", device.module)
+            patch.setattr(extension, "module", device.module)
             patch.setattr(cuda, "_missing", lambda: None)
             patch.setattr(cuda, "_on_device_of", lambda x: contextlib.nullcontext(device.stream))
             patch.setattr(cuda, "_is_capturing", lambda x: False)
             patch.setattr(cuda, "_probed", {})
             patch.setitem(devices.DEVICES, "cpu", cuda)
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        cuda._problem.cache_clear()
+        extension.problem.cache_clear()
         yield
-    cuda._problem.cache_clear()
+    extension.problem.cache_clear()
 
 
 def put(*layers):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import functional, optim, reference
+from . import cuda, functional, optim, reference
 from .config import check_environment, show_config
 from .layers import GRU, LSTM, RNN
 from .optim import clip_grad_norm
@@ -31,6 +31,7 @@ __all__ = [
     "RNN",
     "LanguageModel",
     "clip_grad_norm",
+    "cuda",
     "functional",
     "get_num_threads",
     "optim",

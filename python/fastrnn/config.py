@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from . import _core
 from .checks import check_choice
+from .cuda import extension
 
 #: Libraries that fastrnn or its extras work with, and the distributions that carry them.
 _LIBRARIES = {
@@ -115,7 +117,7 @@ def describe(config: dict[str, Any]) -> Iterator[str]:
         "isa": f"{isa['in_use']} (compiled: {', '.join(isa['compiled'])}; available: {', '.join(isa['available'])})",
         "threads": str(threads["count"]) + (f" ({variables})" if variables else ""),
         "cuda": (f"built with {cuda['build']}, " if cuda["built"] else "")
-        + f"not available: {'; '.join(cuda['missing'])}",
+        + (f"not available: {'; '.join(cuda['missing'])}" if cuda["missing"] else "available"),
         "driver": cuda["driver"] or "no NVIDIA driver found",
         "devices": ", ".join(cuda["devices"]) or "none",
         "libraries": ", ".join(f"{name} {number or 'not found'}" for name, number in config["libraries"].items()),
@@ -144,22 +146,18 @@ def _installed(distribution: str) -> str | None:
 
 
 def missing_for_cuda() -> list[str]:
-    """Why device="cuda" cannot be used."""
-    built = cuda_build() is not None
-    # Layers of fastrnn.torch run on the kernels; what hands them the arrays of CuPy is not there.
-    missing = ["in this version only fastrnn.torch can use GPUs" if built else "this fastrnn was built without CUDA"]
+    """Why device="cuda" cannot be used, as far as can be told without initialising CUDA."""
+    missing = [] if extension.absent is None else [extension.absent]
     if cuda_driver() is None:
         missing.append("no NVIDIA driver found on this machine")
+    if importlib.util.find_spec("cupy") is None:
+        missing.append("CuPy is not installed, which holds a layer's weights: pip install 'fastrnn[cuda]'")
     return missing
 
 
 def cuda_build() -> str | None:
     """The CUDA and the GPUs that the kernels were compiled with and for, None without them. Needs no driver."""
-    try:
-        from . import _cuda
-    except ImportError:
-        return None
-    return _cuda.build
+    return None if extension.module is None else extension.module.build
 
 
 def cuda_driver() -> str | None:

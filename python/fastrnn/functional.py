@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _core
+from .arrays import HOST
 from .checks import check_flag, check_probability, check_size
 from .locks import ForkLock
 from .spec import Spec, describe_call, spec_from_weights
@@ -32,7 +33,6 @@ from .validation import (
     check_output_grad,
     check_resets,
     check_states,
-    contiguous,
     gather,
 )
 
@@ -50,15 +50,23 @@ class Tape:
     of the kept activations, which is freed when the tape is consumed or dropped.
     """
 
-    __slots__ = ("_batch_first", "_owner", "_saved", "_spec", "_unbatched", "dropout_seed")
+    __slots__ = ("_batch_first", "_given", "_owner", "_saved", "_spec", "_unbatched", "dropout_seed")
 
     def __init__(
-        self, spec: Spec, saved: _Saved, unbatched: bool, batch_first: bool, dropout_seed: int | None, owner: ForkLock
+        self,
+        spec: Spec,
+        saved: _Saved,
+        unbatched: bool,
+        batch_first: bool,
+        dropout_seed: int | None,
+        owner: ForkLock,
     ) -> None:
         self._spec = spec
         self._saved: _Saved | None = saved
         self._unbatched = unbatched
         self._batch_first = batch_first
+        # x as it was given to a GPU's layer: of the library that gradients are handed back to.
+        self._given: Any = None
         # A layer's tapes share the layer's, which also tells whose they are.
         self._owner = owner
         #: The seed of the dropout masks; None where nothing was dropped.
@@ -106,7 +114,8 @@ def forward(
     Args:
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         x: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch; dtype of the weights.
-        weights: arrays under torch's names, C-contiguous, float32 or float64. They are not copied.
+        weights: arrays under torch's names, C-contiguous, float32 or float64, on a GPU also float16 or bfloat16. They
+            are not copied, and tell the device: NumPy's for the CPU, CuPy's or PyTorch's on a GPU.
         state: h_0 (L*D, B, H), for "lstm" a pair (h_0, c_0); None: zeros. Unbatched without B.
         lengths: integers (B,), the number of steps of each row; None: all T.
         resets: bool (T, B) or (B, T) with ``batch_first``: zeroes the state before step t where True.
@@ -156,7 +165,7 @@ def backward(
     """
 
     def zeros(spec: Spec, _: list[Array]) -> list[Array]:
-        return [np.zeros(shape, spec.dtype) for _, shape in spec.shapes]
+        return [spec.arrays.zeros(shape, spec.dtype) for _, shape in spec.shapes]
 
     if not isinstance(tape, Tape):
         raise TypeError(f"backward: tape must be a Tape made by forward, got {type(tape).__name__}")
@@ -181,7 +190,8 @@ def run_forward(
 ) -> tuple[Array, State, Tape | None]:
     """``forward`` with spec, weights and options checked. rng gives the dropout seed where one is needed and none was
     given; it, owner and memory belong to the layer that calls. After an error rng is as before."""
-    unbatched, ready = False, not batch_first and _core.is_input(spec.problem, x)
+    given = x
+    unbatched, ready = False, not batch_first and spec.kernels.is_input(spec.problem, x)
     if not ready:
         x, unbatched = check_input(spec, x, batch_first)
     seq_len, batch, _ = x.shape
@@ -199,7 +209,7 @@ def run_forward(
     rng_state = None
     try:
         if not ready:
-            x = contiguous(x)
+            x = spec.arrays.contiguous(x)
         if not training or not dropout or spec.num_layers == 1:
             dropout, dropout_seed = 0.0, None
         elif dropout_seed is None:
@@ -208,14 +218,14 @@ def run_forward(
             else:
                 rng_state = rng.bit_generator.state
                 dropout_seed = int(rng.integers(0, 2**64, dtype=np.uint64))
-        y, h_n, c_n, reserve = _core.forward(
+        y, h_n, c_n, reserve = spec.kernels.forward(
             spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training, memory
         )
     except BaseException as error:
         if rng is not None and rng_state is not None:
             rng.bit_generator.state = rng_state
         if isinstance(error, MemoryError):
-            _refuse(spec, x)
+            spec.refuse(describe_call(x))
         raise
     tape = None
     if training:
@@ -223,6 +233,10 @@ def run_forward(
         tape = Tape(spec, (reserve, x, y, weights), unbatched, batch_first, dropout_seed, owner or ForkLock())
     if unbatched or batch_first:
         y, h_n, c_n = _in_callers_layout(y, h_n, c_n, unbatched)
+    if spec.arrays is not HOST:
+        y, h_n, c_n = (spec.arrays.give(given, array) for array in (y, h_n, c_n))
+        if tape is not None:
+            tape._given = given
     return y, (h_n if c_n is None else (h_n, c_n)), tape
 
 
@@ -257,21 +271,19 @@ def run_backward(
         dweights = get_dweights(spec, weights)
 
         try:
-            dx, dh_0, dc_0 = _core.backward(
+            dx, dh_0, dc_0 = spec.kernels.backward(
                 spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, need_dx, dweights, memory
             )
         except MemoryError:
-            _refuse(spec, x)
+            spec.refuse(describe_call(x))
+            raise
         if not retain:
             tape._saved = None
     if unbatched or batch_first:
         dx, dh_0, dc_0 = _in_callers_layout(dx, dh_0, dc_0, unbatched)
+    if spec.arrays is not HOST:
+        dx, dh_0, dc_0 = (spec.arrays.give(tape._given, array) for array in (dx, dh_0, dc_0))
     return dx, (dh_0 if dc_0 is None else (dh_0, dc_0)), dweights
-
-
-def _refuse(spec: Spec, x: Array) -> NoReturn:
-    """In the place of a MemoryError."""
-    raise ValueError(f"{spec.label}: {describe_call(x)} cannot be allocated: no memory left") from None
 
 
 def _in_callers_layout(sequence: Any, h: Array, c: Array | None, unbatched: bool) -> tuple[Any, Array, Array | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,13 @@ class _Recurrent:
         self._batch_first = check_flag(label, "batch_first", batch_first)
         self._dropout = check_probability(label, "dropout", dropout)
         bidirectional = check_flag(label, "bidirectional", bidirectional)
-        self._device = check_device(label, device)
-        dtype = check_dtype(label, dtype)
+        index = check_device(label, device)
+        dtype = check_dtype(label, dtype, index)
         self._rng = check_generator(label, seed)
-        self._spec = make_spec(cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias)
+        self._spec = make_spec(
+            cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias,
+            None if index is None else ("cupy", index),
+        )  # fmt: skip
         if self._dropout and num_layers == 1:
             warnings.warn(
                 f"{label}: dropout={self._dropout} has no effect with num_layers=1: it acts between layers",
@@ -66,7 +69,7 @@ class _Recurrent:
             )
         try:
             self._parameters = {name: self._draw_weight(shape) for name, shape in self._spec.shapes}
-            self._grads = {name: np.zeros(shape, dtype) for name, shape in self._spec.shapes}
+            self._grads = {name: self._spec.arrays.zeros(shape, dtype) for name, shape in self._spec.shapes}
         except MemoryError:
             raise ValueError(f"{label}: {self!r} cannot be allocated: no memory left for its weights") from None
         self._attach()
@@ -79,11 +82,11 @@ class _Recurrent:
         self._memory = _core.Memory()
 
     def _draw_weight(self, shape: tuple[int, ...]) -> Array:
-        bound = self._spec.hidden_size**-0.5
-        array = self._rng.random(shape, dtype=self._spec.dtype.type)
+        spec, bound = self._spec, self._spec.hidden_size**-0.5
+        array = self._rng.random(shape, dtype=np.float64 if spec.dtype == np.float64 else np.float32)
         array *= 2 * bound
         array -= bound
-        return array
+        return spec.arrays.upload(array.astype(spec.dtype, copy=False))
 
     @property
     def input_size(self) -> int:
@@ -119,7 +122,7 @@ class _Recurrent:
 
     @property
     def device(self) -> str:
-        return self._device
+        return self._spec.arrays.device
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -215,12 +218,12 @@ class _Recurrent:
         """Sets all gradients to zero, in place."""
         with self._owner.lock:
             for array in self._own_grads(self._spec, []):
-                array.fill(0)
+                self._spec.arrays.write(array, 0)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the weights under torch's names."""
-        gather(self._spec, "parameters", self._parameters)
-        return {name: self._parameters[name].copy() for name, _ in self._spec.shapes}
+        found = gather(self._spec, "parameters", self._parameters)
+        return dict(zip(self._spec.names, map(self._spec.arrays.copied, found), strict=True))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Writes weights into the existing arrays, converted to the layer's dtype.
@@ -240,24 +243,30 @@ class _Recurrent:
         values = [weight_value(spec, name, shape, state_dict[name]) for name, shape in spec.shapes]
         targets = gather(spec, "parameters", self._parameters)
         for (name, _), target in zip(spec.shapes, targets, strict=True):
-            if not target.flags.writeable:
+            if not spec.arrays.is_writeable(target):
                 raise ValueError(f"{spec.label}: parameters[{name!r}] must be writeable, got a read-only array")
-        for target, value in zip(targets, values, strict=True):
-            target[...] = value
+        uploaded = list(map(spec.arrays.upload, values))  # may fail, before anything is written
+        for target, value in zip(targets, uploaded, strict=True):
+            spec.arrays.write(target, value)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["_owner"], state["_memory"]
+        for name in ("_parameters", "_grads"):
+            state[name] = _moved(state[name], self._spec.arrays.download)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        for name in ("_parameters", "_grads"):
+            self.__dict__[name] = _moved(state[name], self._spec.arrays.upload)
         self._attach()
 
     def __copy__(self) -> _Recurrent:
         """Shares the arrays; everything else, such as the generator and what the dicts hold, is its own."""
         new = type(self).__new__(type(self))
-        new.__setstate__(self.__getstate__())
+        new.__dict__.update(self.__dict__)
+        new._attach()
         new._parameters, new._grads = self._parameters.copy(), self._grads.copy()
         new._rng = copy.deepcopy(self._rng)
         return new
@@ -273,6 +282,7 @@ class _Recurrent:
             "dropout": (self._dropout, 0.0),
             "bidirectional": (spec.bidirectional, False),
             "dtype": (spec.dtype.name, "float32"),
+            "device": (spec.arrays.device, "cpu"),
         }
         given = "".join(f", {name}={value!r}" for name, (value, default) in options.items() if value != default)
         return f"{type(self).__name__}({spec.input_size}, {spec.hidden_size}{given})"
@@ -303,13 +313,15 @@ class LSTM(_Recurrent):
         dropout: the share of units zeroed between layers, in ``forward`` only.
         bidirectional: D = 2 instead of 1; y holds both directions side by side.
         proj_size: P < H, the size of h and y; 0: no projection.
-        dtype: "float32" or "float64".
-        device: "cpu".
+        dtype: "float32" or "float64", on a GPU also "float16" or "bfloat16".
+        device: "cpu", "cuda" (the GPU that is current in CuPy) or "cuda:N". On a GPU weights and gradients are CuPy's
+            arrays; x, states and their gradients may be of CuPy, PyTorch or another library with DLPack, and results
+            are of the library that x is of.
         seed: starts the generator of weights and dropout seeds; None takes entropy from the system.
 
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type, sizes that cannot be allocated.
-        RuntimeError: a CUDA device, naming what is missing.
+        RuntimeError: a GPU that is not available, naming what is missing.
 
     Sources: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000; projection: Sak, Senior &
     Beaufays 2014; dropout between layers: Zaremba, Sutskever & Vinyals 2014.
@@ -441,3 +453,7 @@ class RNN(_Recurrent):
     @property
     def nonlinearity(self) -> str:
         return self._spec.cell.removeprefix("rnn_")
+
+
+def _moved(arrays: dict[str, Any], move: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: move(array) for name, array in arrays.items()}

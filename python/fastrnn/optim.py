@@ -1,12 +1,14 @@
-"""Optimizers and gradient clipping for dicts of NumPy arrays.
+"""Optimizers and gradient clipping for dicts of NumPy arrays, or of CuPy's, which take NumPy's functions.
 
 Parameters and gradients are one dict or several (a list of dicts), such as ``layer.parameters`` and ``layer.grads``. An
 optimizer keeps the dicts, not the arrays: an entry that is replaced by another array of its shape and dtype takes part
-in the next step. Updates run in place, block by block, so that their temporaries stay in the cache.
+in the next step. Updates run in place: on the CPU block by block, so that their temporaries stay in the cache, on a GPU
+array by array, on its current stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import type_name
 from .checks import check_flag, check_probability, check_real, check_size
 
 Arrays = Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
@@ -35,30 +38,56 @@ def _label(what: str, groups: Sequence[Any], index: int, name: str) -> str:
 
 
 def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{where}: {label} must be a NumPy array, got {type(array).__name__}")
+    if not isinstance(array, np.ndarray) and not _is_cupys(array):
+        raise TypeError(f"{where}: {label} must be a NumPy array, got {type_name(array)}")
     if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
         raise TypeError(f"{where}: {label} must have dtype float32 or float64, got {array.dtype.str}")
-    if written and not array.flags.writeable:
+    if written and not getattr(array.flags, "writeable", True):  # CuPy's always are
         raise ValueError(f"{where}: {label} must be writeable, got a read-only array")
 
 
-def _blocks(size: int) -> Iterator[slice]:
-    for start in range(0, size, _BLOCK):
-        yield slice(start, min(start + _BLOCK, size))
+def _is_cupys(array: Any) -> bool:
+    return hasattr(array, "__cuda_array_interface__") and hasattr(array, "__array_ufunc__") and hasattr(array, "get")
+
+
+def _place(array: Any) -> Any:
+    """Tells arrays apart that cannot meet in one operation: None, or the number of a GPU."""
+    return None if isinstance(array, np.ndarray) else array.device.id
+
+
+def _on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if isinstance(array, np.ndarray) else array.device
+
+
+def _copy(array: np.ndarray) -> np.ndarray:
+    with _on_device_of(array):
+        return array.copy()
+
+
+def _blocks(flat: np.ndarray) -> Iterator[slice]:
+    step = _BLOCK if isinstance(flat, np.ndarray) else max(flat.size, 1)
+    for start in range(0, flat.size, step):
+        yield slice(start, min(start + step, flat.size))
+
+
+def _scratch(flat: np.ndarray, dtype: Any) -> np.ndarray:
+    """Room for a block."""
+    return np.empty(_BLOCK, dtype) if isinstance(flat, np.ndarray) else np.empty_like(flat, dtype=dtype)
 
 
 def _sum_of_squares(arrays: list[np.ndarray], scale: float) -> float:
     """Sum of (g / scale)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
-    scratch = np.empty(_BLOCK)
+    on_cpu = np.empty(_BLOCK)
     total = 0.0
     for array in arrays:
         flat = array.reshape(-1)
-        for block in _blocks(flat.size):
-            part = scratch[: block.stop - block.start]
-            np.divide(flat[block], scale, out=part, dtype=np.float64)
-            np.multiply(part, part, out=part)
-            total += float(part.sum())
+        with _on_device_of(array):
+            scratch = on_cpu if isinstance(array, np.ndarray) else _scratch(flat, np.float64)
+            for block in _blocks(flat):
+                part = scratch[: block.stop - block.start]
+                np.divide(flat[block], scale, out=part, dtype=np.float64)
+                np.multiply(part, part, out=part)
+                total += float(part.sum())
     return total
 
 
@@ -74,7 +103,8 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
     optimizer's step.
 
     Args:
-        grads: a dict of float32 or float64 arrays, or a list of such dicts. No array may appear twice.
+        grads: a dict of float32 or float64 arrays, or a list of such dicts. No array may appear twice. CuPy's are
+            waited for, as the norm is read back from the GPU.
         max_norm: a number >= 0; ``math.inf`` only measures.
 
     Raises:
@@ -104,7 +134,7 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
         norm = math.sqrt(_sum_of_squares(arrays, 1.0))
         if norm == math.inf:
             # Only float64 entries can get here while finite: their squares overflow, so divide by the largest first.
-            largest = max(float(np.abs(array).max()) for array in arrays if array.size)
+            largest = max(_largest(array) for array in arrays if array.size)
             if math.isfinite(largest):
                 norm = largest * math.sqrt(_sum_of_squares(arrays, largest))
         if max_norm == math.inf:
@@ -112,8 +142,14 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
         scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
         if scale != 1.0:
             for array in arrays:
-                np.multiply(array, scale, out=array)
+                with _on_device_of(array):
+                    np.multiply(array, scale, out=array)
     return norm
+
+
+def _largest(array: np.ndarray) -> float:
+    with _on_device_of(array):
+        return float(np.abs(array).max())
 
 
 class Optimizer(ABC):
@@ -141,9 +177,11 @@ class Optimizer(ABC):
                 if id(param) in seen:
                     raise ValueError(f"{self._name}: {label} is an array that params already hold under another name")
                 seen.add(id(param))
-            self._state.append(
-                {name: {slot: np.zeros_like(param) for slot in self._slots} for name, param in group.items()}
-            )
+            self._state.append({name: self._new_slots(param) for name, param in group.items()})
+
+    def _new_slots(self, param: np.ndarray) -> dict[str, np.ndarray]:
+        with _on_device_of(param):
+            return {slot: np.zeros_like(param) for slot in self._slots}
 
     @property
     def lr(self) -> float:
@@ -163,19 +201,21 @@ class Optimizer(ABC):
         self._step += 1
         scratch: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
         for param, grad, slots in work:
-            if param.dtype not in scratch:
-                scratch[param.dtype] = (np.empty(_BLOCK, param.dtype), np.empty(_BLOCK, param.dtype))
-            first, second = scratch[param.dtype]
-            p, g = param.reshape(-1), grad.reshape(-1)
-            flat = {name: slot.reshape(-1) for name, slot in slots.items()}
-            for block in _blocks(p.size):
-                size = block.stop - block.start
-                parts = {name: slot[block] for name, slot in flat.items()}
-                self._update(p[block], g[block], parts, first[:size], second[:size])
+            with _on_device_of(param):
+                p, g = param.reshape(-1), grad.reshape(-1)
+                kept = scratch.get(p.dtype) if isinstance(p, np.ndarray) else None
+                first, second = kept or (_scratch(p, p.dtype), _scratch(p, p.dtype))
+                if isinstance(p, np.ndarray):
+                    scratch[p.dtype] = first, second
+                flat = {name: slot.reshape(-1) for name, slot in slots.items()}
+                for block in _blocks(p):
+                    size = block.stop - block.start
+                    parts = {name: slot[block] for name, slot in flat.items()}
+                    self._update(p[block], g[block], parts, first[:size], second[:size])
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, step count and, under "state", copies of the arrays ("0.w.exp_avg": of "w" in dict 0)."""
-        state = {key: slot.copy() for key, slot in self._named_slots()}
+        state = {key: _copy(slot) for key, slot in self._named_slots()}
         options = {name: getattr(self, name) for name in ("lr", *self._options)}
         return {"optimizer": self._name, "step": self._step, **options, "state": state}
 
@@ -200,7 +240,8 @@ class Optimizer(ABC):
             _check_array(self._name, f"state['state'][{key!r}]", arrays[key], written=False)
             self._check_like(f"state['state'][{key!r}]", arrays[key], slot)
         for key, slot in slots.items():
-            slot[...] = arrays[key]
+            with _on_device_of(slot):
+                slot[...] = arrays[key]
         for name, value in options.items():
             setattr(self, name, value)
         self._step = step
@@ -245,6 +286,9 @@ class Optimizer(ABC):
             raise ValueError(f"{self._name}: {label} must be C-contiguous, got strides {param.strides}")
 
     def _check_like(self, label: str, array: np.ndarray, like: np.ndarray) -> None:
+        if _place(array) != _place(like):
+            places = ["the CPU" if place is None else f"cuda:{place}" for place in map(_place, (like, array))]
+            raise TypeError(f"{self._name}: {label} must be an array on {places[0]}, got one on {places[1]}")
         if array.shape != like.shape:
             raise ValueError(f"{self._name}: {label} must have shape {like.shape}, got {array.shape}")
         if array.dtype != like.dtype:

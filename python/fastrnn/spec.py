@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, config
+from .arrays import HOST, Arrays, type_name
 
 #: Rows of w_ih and w_hh per hidden unit.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -32,16 +33,17 @@ _BYTES_PER_ARRAY = 512
 
 
 class Spec:
-    """One recurrent stack: immutable, cheap to share; made by ``make_spec``.
+    """One recurrent stack on one device: immutable, cheap to share; made by ``make_spec``.
 
     ``shapes`` lists (name, shape) of every weight in the order in which ``_core`` takes them. ``label`` is how error
-    messages call the cell.
+    messages call the cell. ``kernels`` are what computes, ``_core`` or what has its functions; ``arrays`` theirs.
     """
 
     __slots__ = (
         "_kept_size",
         "_most_elements",
         "_state_elements",
+        "arrays",
         "bias",
         "bidirectional",
         "cell",
@@ -50,6 +52,7 @@ class Spec:
         "has_c",
         "hidden_size",
         "input_size",
+        "kernels",
         "label",
         "names",
         "num_layers",
@@ -92,9 +95,13 @@ class Spec:
         self.check_allocatable("weights and gradients", 2 * self._weight_bytes(), hint=self._sizes())
         self.shapes = tuple(self._weight_shapes())
         self.names = tuple(name for name, _ in self.shapes)
-        self.problem = _core.Problem(
+        self.kernels, self.arrays = self._device()
+        self.problem = self.kernels.Problem(
             cell, dtype.name, input_size, hidden_size, proj_size, num_layers, bidirectional, bias
         )
+
+    def _device(self) -> tuple[Any, Arrays]:
+        return _core, HOST
 
     def __reduce__(self) -> tuple[Any, ...]:
         return make_spec, (
@@ -133,6 +140,10 @@ class Spec:
             if training and lengths is not None:  # steps past a row's end are not kept
                 size -= (rows - int(lengths.sum())) * self._kept_size * self.dtype.itemsize
             self.check_allocatable("results", size, describe_call(x))
+
+    def refuse(self, what: str) -> None:
+        """In the place of a MemoryError."""
+        raise ValueError(f"{self.label}: {what} cannot be allocated: no memory left") from None
 
     def _kept_elements(self) -> int:
         # With a projection, what it projects is kept too; y of the last layer is the caller's.
@@ -178,8 +189,14 @@ def make_spec(
     num_layers: int,
     bidirectional: bool,
     bias: bool,
+    place: tuple[str, int] | None = None,
 ) -> Spec:
-    """The Spec of checked arguments; the same object for the same ones."""
+    """The Spec of checked arguments; the same object for the same ones. place: the library that holds the weights on a
+    GPU, and its number."""
+    if place is not None:
+        from .cuda.spec import DeviceSpec
+
+        return DeviceSpec(place, cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias)
     return Spec(cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias)
 
 
@@ -196,16 +213,25 @@ def spec_from_weights(cell: str, weights: Mapping[str, np.ndarray]) -> Spec:
         if name not in weights:
             raise ValueError(f"{label}: weights must hold {name!r}, got only {sorted(map(str, weights))}")
         w = weights[name]
-        if not isinstance(w, np.ndarray):
-            raise TypeError(f"{label}: weights[{name!r}] must be a numpy array, got {type(w).__name__}")
+        if not isinstance(w, np.ndarray) and _place_of(w) is None:
+            raise TypeError(f"{label}: weights[{name!r}] must be a numpy array, got {type_name(w)}")
         if w.ndim != 2 or 0 in w.shape or (name != "weight_hr_l0" and w.shape[0] % gates):
             rows = "proj_size" if name == "weight_hr_l0" else f"{gates}*hidden_size" if gates > 1 else "hidden_size"
-            raise ValueError(f"{label}: weights[{name!r}] must be a matrix with {rows} rows, got shape {w.shape}")
+            raise ValueError(
+                f"{label}: weights[{name!r}] must be a matrix with {rows} rows, got shape {tuple(w.shape)}"
+            )
     w_ih, w_hh = weights["weight_ih_l0"], weights["weight_hh_l0"]
-    if w_ih.dtype not in _CPU_DTYPES.values():
+    place = _place_of(w_ih)
+    if place is not None:
+        from .cuda.spec import dtype_of_weight
+
+        dtype = dtype_of_weight(label, "weights['weight_ih_l0']", w_ih)
+    elif w_ih.dtype not in _CPU_DTYPES.values():
         raise TypeError(
             f"{label}: weights['weight_ih_l0'] must have dtype float32 or float64 (native), got {w_ih.dtype.str!r}"
         )
+    else:
+        dtype = w_ih.dtype
     hidden_size = w_hh.shape[0] // gates
     proj_size = weights["weight_hr_l0"].shape[0] if proj else 0
     if proj_size >= hidden_size:
@@ -216,9 +242,18 @@ def spec_from_weights(cell: str, weights: Mapping[str, np.ndarray]) -> Spec:
     while f"weight_ih_l{num_layers}" in weights:
         num_layers += 1
     return make_spec(
-        cell, w_ih.dtype, w_ih.shape[1], hidden_size, proj_size, num_layers,
-        "weight_ih_l0_reverse" in weights, "bias_ih_l0" in weights,
+        cell, dtype, w_ih.shape[1], hidden_size, proj_size, num_layers,
+        "weight_ih_l0_reverse" in weights, "bias_ih_l0" in weights, place,
     )  # fmt: skip
+
+
+def _place_of(array: Any) -> tuple[str, int] | None:
+    """Whose array it is, and on which GPU; None where it is on none, or cannot hold weights."""
+    if isinstance(array, np.ndarray):
+        return None
+    from .cuda.spec import place_of
+
+    return place_of(array)
 
 
 def describe_call(x: np.ndarray) -> str:
@@ -230,20 +265,28 @@ def label_of(cell: str) -> str:
     return cell.partition("_")[0]
 
 
-def check_device(label: str, device: Any) -> str:
-    """Only "cpu" passes in this version; a well-formed CUDA device is refused with what it lacks here."""
+def check_device(label: str, device: Any) -> int | None:
+    """None for "cpu", else the number of a GPU, which is there, with all that layers need on it."""
     if not isinstance(device, str):
         raise TypeError(f"{label}: device must be a string, 'cpu', 'cuda' or 'cuda:N', got {device!r}")
     kind, colon, index = device.partition(":")
     if kind == "cuda" and (not colon or (index.isascii() and index.isdigit())):
-        raise RuntimeError(f"{label}: device {device!r} is not available: {'; '.join(config.missing_for_cuda())}")
+        missing = config.missing_for_cuda()
+        if not missing:
+            from .cuda.spec import find_device
+
+            found, missing = find_device(int(index) if colon else None)
+            if not missing:
+                return found
+        raise RuntimeError(f"{label}: device {device!r} is not available: {'; '.join(missing)}")
     if device != "cpu":
         raise ValueError(f"{label}: device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    return device
+    return None
 
 
-def check_dtype(label: str, dtype: Any) -> np.dtype[Any]:
-    """float32 or float64, by name, NumPy type or np.dtype."""
+def check_dtype(label: str, dtype: Any, index: int | None = None) -> Any:
+    """A dtype by name, NumPy type or np.dtype: float32 or float64, on a GPU also float16 or bfloat16."""
+    expected = "'float32' or 'float64'" if index is None else "'float32', 'float64', 'float16' or 'bfloat16'"
     if isinstance(dtype, str) and dtype in _CUDA_DTYPES:
         name = dtype  # NumPy itself does not know bfloat16
     else:
@@ -253,14 +296,18 @@ def check_dtype(label: str, dtype: Any) -> np.dtype[Any]:
             name = str(np.dtype(dtype).name)
         except (TypeError, ValueError):
             kind = ValueError if isinstance(dtype, str) else TypeError
-            raise kind(f"{label}: dtype must be 'float32' or 'float64', got {dtype!r}") from None
+            raise kind(f"{label}: dtype must be {expected}, got {dtype!r}") from None
         if name in _CPU_DTYPES and not np.dtype(dtype).isnative:
             raise ValueError(f"{label}: dtype must have native byte order, got {dtype!r}")
-    if name in _CUDA_DTYPES:
+    if name in _CPU_DTYPES:
+        return _CPU_DTYPES[name]
+    if name not in _CUDA_DTYPES:
+        raise ValueError(f"{label}: dtype must be {expected}, got {dtype!r}")
+    if index is None:
         raise ValueError(f"{label}: dtype {name} is for CUDA only; on the CPU it must be 'float32' or 'float64'")
-    if name not in _CPU_DTYPES:
-        raise ValueError(f"{label}: dtype must be 'float32' or 'float64', got {dtype!r}")
-    return _CPU_DTYPES[name]
+    from .cuda.spec import half_dtype
+
+    return half_dtype(label, name)
 
 
 def check_generator(label: str, seed: Any) -> np.random.Generator:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from . import _core
+from .arrays import HOST, type_name
 from .checks import check_size
 from .functional import State
 from .spec import MAX_COUNT, Spec
-from .validation import Array, check_array, check_integers, check_states, contiguous
+from .validation import Array, check_integers, check_states, strides_of
 
 _ndarray = np.ndarray
 
@@ -38,9 +39,10 @@ class Stream:
         self._spec = spec
         self._check_allocatable(batch_size)
         try:
-            self._stream = _core.Stream(spec.problem, weights, batch_size, _core.get_num_threads())
+            self._stream = spec.kernels.Stream(spec.problem, weights, batch_size, _core.get_num_threads())
         except MemoryError:
-            self._refuse(batch_size)
+            spec.refuse(f"batch_size={batch_size}")
+            raise
 
     def _check_allocatable(self, batch_size: int) -> None:
         spec = self._spec
@@ -48,10 +50,6 @@ class Stream:
         spec.check_allocatable("states", batch_size * elements * spec.dtype.itemsize, f"batch_size={batch_size}")
         if batch_size > MAX_COUNT:
             raise ValueError(f"{spec.label}: batch_size must be at most {MAX_COUNT}, got {batch_size}")
-
-    def _refuse(self, batch_size: int) -> NoReturn:
-        """In the place of a MemoryError."""
-        raise ValueError(f"{self._spec.label}: batch_size={batch_size} cannot be allocated: no memory left") from None
 
     @property
     def batch_size(self) -> int:
@@ -69,34 +67,35 @@ class Stream:
             ValueError, TypeError: an array of another shape, dtype or layout. The state has not moved.
         """
         spec, batch = self._spec, self._stream.batch_size
-        if type(x_t) is not _ndarray or x_t.dtype != spec.dtype:
-            x_t = check_array(spec.label, "x_t", x_t, spec.dtype)
+        given, x_t = x_t, spec.arrays.check(spec.label, "x_t", x_t, spec.dtype)
         if x_t.shape != (batch, spec.input_size):
             raise ValueError(
-                f"{spec.label}: x_t must have shape (B={batch}, input_size={spec.input_size}), got {x_t.shape}"
+                f"{spec.label}: x_t must have shape (B={batch}, input_size={spec.input_size}), got {tuple(x_t.shape)}"
             )
-        x_t = contiguous(x_t)
+        x_t = spec.arrays.contiguous(x_t)
         if out is None:
-            out = np.empty((batch, spec.state_size), spec.dtype)
+            out = spec.arrays.empty((batch, spec.state_size), spec.dtype, x_t)
         else:
             self._check_out(out, x_t)
         self._stream.step(x_t, out)
-        return out
+        return out if spec.arrays is HOST else spec.arrays.give(given, out)
 
     def _check_out(self, out: Any, x_t: Array) -> None:
-        spec = self._spec
-        if type(out) is not _ndarray:
-            raise TypeError(f"{spec.label}: out must be a numpy array, got {type(out).__name__}")
-        if out.dtype != spec.dtype:
-            check_array(spec.label, "out", out, spec.dtype)
+        spec, arrays = self._spec, self._spec.arrays
         shape = (len(x_t), spec.state_size)
-        if out.shape != shape:
-            raise ValueError(f"{spec.label}: out must have shape (B={shape[0]}, {shape[1]}), got {out.shape}")
-        flags = out.flags
-        if not (flags.c_contiguous and flags.aligned and flags.writeable):
-            raise ValueError(f"{spec.label}: out must be C-contiguous, aligned and writeable, got {_layout(out)}")
-        if np.may_share_memory(out, x_t):
-            raise ValueError(f"{spec.label}: out must not share memory with x_t, got arrays that overlap")
+        if not arrays.fits(out, spec.dtype, shape):
+            if not arrays.owns(out):
+                raise TypeError(f"{spec.label}: out must be {arrays.own}, got {type_name(out)}")
+            arrays.check(spec.label, "out", out, spec.dtype)
+            if out.shape != shape:
+                found = tuple(out.shape)
+                raise ValueError(f"{spec.label}: out must have shape (B={shape[0]}, {shape[1]}), got {found}")
+        elif arrays.is_writeable(out):
+            if _overlap(arrays.span(out), arrays.span(x_t)):
+                raise ValueError(f"{spec.label}: out must not share memory with x_t, got arrays that overlap")
+            return
+        layout = f"strides {strides_of(out)}" + ("" if arrays.is_writeable(out) else ", read-only")
+        raise ValueError(f"{spec.label}: out must be C-contiguous, aligned and writeable, got {layout}")
 
     @property
     def state(self) -> State:
@@ -113,7 +112,7 @@ class Stream:
 
     def _empty_state(self, zero: bool = False) -> tuple[Array, Array | None]:
         spec, batch = self._spec, self.batch_size
-        new = np.zeros if zero else np.empty
+        new = spec.arrays.zeros if zero else spec.arrays.empty
         h = new((spec.num_layers, batch, spec.state_size), spec.dtype)
         return h, new((spec.num_layers, batch, spec.hidden_size), spec.dtype) if spec.has_c else None
 
@@ -128,7 +127,8 @@ class Stream:
         try:
             self._stream.select(rows)
         except MemoryError:
-            self._refuse(len(rows))
+            self._spec.refuse(f"batch_size={len(rows)}")
+            raise
 
     def _check_rows(self, rows: Any) -> Array:
         batch = self.batch_size
@@ -139,5 +139,6 @@ class Stream:
         return f"<Stream of {spec.label} ({spec.input_size}, {spec.hidden_size}), batch_size={self.batch_size}>"
 
 
-def _layout(array: Array) -> str:
-    return f"strides {array.strides}" + ("" if array.flags.writeable else ", read-only")
+def _overlap(one: Any, other: Any) -> bool:
+    """Two of ``Arrays.span``."""
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]

@@ -13,60 +13,32 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import _core
+from .arrays import HOST, plain, type_name
 from .spec import Spec
 
 Array = np.ndarray
 States = tuple["Array | None", "Array | None"]
 
 _ndarray = np.ndarray
-
-
-def check_array(label: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """A plain NumPy array of this dtype."""
-    value = plain(label, name, value, "a numpy array")
-    if value.dtype != dtype:
-        if value.dtype.newbyteorder("=") == dtype:
-            raise TypeError(f"{label}: {name} must have native byte order, got dtype {value.dtype.str!r}")
-        raise TypeError(f"{label}: {name} must have dtype {dtype.name}, got {value.dtype}")
-    return value
-
-
-def plain(label: str, name: str, value: Any, expected: str) -> Array:
-    """Any ndarray or memmap, as ndarray. Other subclasses are refused: what they add (a mask, a unit) would be lost
-    silently."""
-    if type(value) is _ndarray:
-        return value
-    if isinstance(value, np.memmap):
-        return np.asarray(value)
-    hint = "; pass numpy.asarray(...) of it" if isinstance(value, _ndarray) else ""
-    raise TypeError(f"{label}: {name} must be {expected}, got {type(value).__name__}{hint}")
-
-
-def contiguous(array: Array) -> Array:
-    """The array itself where ``_core`` can read it, else a copy."""
-    flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else array.copy(order="C")
+_BOOL = np.dtype(np.bool_)
 
 
 def check_input(spec: Spec, x: Any, batch_first: bool) -> tuple[Array, bool]:
     """x as (T, B, I), not yet ``contiguous``, and whether it came unbatched as (T, I)."""
-    if type(x) is not _ndarray or x.dtype != spec.dtype:
-        x = check_array(spec.label, "x", x, spec.dtype)
+    x = spec.arrays.check(spec.label, "x", x, spec.dtype)
     ndim = x.ndim
     if ndim not in (2, 3) or x.shape[-1] != spec.input_size:
         features = f"input_size={spec.input_size}"
         batched, unbatched = f"({'B, T' if batch_first else 'T, B'}, {features})", f"(T, {features})"
         expected = {2: unbatched, 3: batched}.get(ndim, f"{batched} or, without a batch, {unbatched}")
-        raise ValueError(f"{spec.label}: x must have shape {expected}, got {x.shape}")
+        raise ValueError(f"{spec.label}: x must have shape {expected}, got {tuple(x.shape)}")
     unbatched = ndim == 2
     return (_time_major(x, unbatched, batch_first) if unbatched or batch_first else x), unbatched
 
 
 def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> Array:
     """dy, which has y's shape, as (T, B, D*P), C-contiguous."""
-    if type(dy) is not _ndarray or dy.dtype != spec.dtype:
-        dy = check_array(spec.label, "dy", dy, spec.dtype)
+    dy = spec.arrays.check(spec.label, "dy", dy, spec.dtype)
     if unbatched:
         shape: tuple[int, ...] = (seq_len, spec.output_size)
     else:
@@ -74,8 +46,8 @@ def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: 
     if dy.shape != shape:
         axes = _leading_axes(seq_len, batch, unbatched, batch_first)
         expected = ", ".join([*(f"{axis}={n}" for axis, n in axes.items()), str(spec.output_size)])
-        raise ValueError(f"{spec.label}: dy must have y's shape ({expected}), got {dy.shape}")
-    return contiguous(_time_major(dy, unbatched, batch_first) if unbatched or batch_first else dy)
+        raise ValueError(f"{spec.label}: dy must have y's shape ({expected}), got {tuple(dy.shape)}")
+    return spec.arrays.contiguous(_time_major(dy, unbatched, batch_first) if unbatched or batch_first else dy)
 
 
 def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> dict[str, int]:
@@ -113,14 +85,14 @@ def check_states(spec: Spec, state: Any, names: tuple[str, str, str], batch: int
 def _check_state(spec: Spec, name: str, value: Any, size: int, batch: int, unbatched: bool) -> Array | None:
     if value is None:
         return None
-    value = check_array(spec.label, name, value, spec.dtype)
+    value = spec.arrays.check(spec.label, name, value, spec.dtype)
     if value.shape != ((spec.num_states, size) if unbatched else (spec.num_states, batch, size)):
         layers = "num_layers*2" if spec.bidirectional else "num_layers"
         last = "proj_size" if size != spec.hidden_size else "hidden_size"
         middle = "" if unbatched else f"B={batch}, "
         expected = f"({layers}={spec.num_states}, {middle}{last}={size})"
-        raise ValueError(f"{spec.label}: {name} must have shape {expected}, got {value.shape}")
-    return contiguous(value[:, None] if unbatched else value)
+        raise ValueError(f"{spec.label}: {name} must have shape {expected}, got {tuple(value.shape)}")
+    return spec.arrays.contiguous(value[:, None] if unbatched else value)
 
 
 def check_integers(label: str, name: str, values: Any, low: int, high: int, bound: str) -> Array:
@@ -162,12 +134,14 @@ def _out_of_range(label: str, name: str, low: int, bound: str, value: int, index
 
 
 def check_lengths(spec: Spec, lengths: Any, seq_len: int, batch: int, unbatched: bool) -> Array:
-    """int64 (B,), each 0 <= length <= T."""
+    """int64 (B,), each 0 <= length <= T; those on a GPU are taken at their word, which kernels bring into range."""
     if unbatched:
         raise ValueError(f"{spec.label}: lengths need a batch, x of shape (B, T, .) or (T, B, .); here x is unbatched")
-    array = check_integers(spec.label, "lengths", lengths, 0, seq_len, f"T={seq_len}")
+    array = spec.arrays.integers(spec.label, "lengths", lengths)
+    if array is None:
+        array = check_integers(spec.label, "lengths", lengths, 0, seq_len, f"T={seq_len}")
     if array.shape != (batch,):
-        raise ValueError(f"{spec.label}: lengths must have shape (B={batch},), got {array.shape}")
+        raise ValueError(f"{spec.label}: lengths must have shape (B={batch},), got {tuple(array.shape)}")
     return array
 
 
@@ -175,30 +149,27 @@ def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: b
     """bool (T, B), C-contiguous."""
     if spec.bidirectional:
         raise ValueError(f"{spec.label}: resets cannot be used with bidirectional=True")
-    resets = check_array(spec.label, "resets", resets, np.dtype(np.bool_))
+    arrays = HOST if isinstance(resets, _ndarray) else spec.arrays  # a GPU is brought what is on the CPU
+    resets = arrays.check(spec.label, "resets", resets, _BOOL)
     axes = _leading_axes(seq_len, batch, unbatched, batch_first)
     if resets.shape != tuple(axes.values()):
         expected = ", ".join(f"{axis}={n}" for axis, n in axes.items()) + ("," if unbatched else "")
-        raise ValueError(f"{spec.label}: resets must have shape ({expected}), got {resets.shape}")
-    return contiguous(_time_major(resets, unbatched, batch_first))
+        raise ValueError(f"{spec.label}: resets must have shape ({expected}), got {tuple(resets.shape)}")
+    return arrays.contiguous(_time_major(resets, unbatched, batch_first))
 
 
 def gather(spec: Spec, what: str, mapping: Mapping[str, Any]) -> list[Array]:
     """The entries of a mapping of weights or gradients in ``_core``'s order, each looked at afresh: users may replace
     them between calls."""
     if type(mapping) is dict:
-        found = _core.gather(spec.problem, mapping, spec.names)
+        found = spec.kernels.gather(spec.problem, mapping, spec.names)
         if found is not None:
             return found
     # The same with words: finds out what is wrong.
-    dtype = spec.dtype
-    arrays = []
+    arrays: list[Any] = []
     for name, shape in spec.shapes:
         array = mapping.get(name)
-        if type(array) is not _ndarray or array.dtype != dtype or array.shape != shape:
-            _bad_entry(spec, what, mapping, name, shape)
-        flags = array.flags
-        if not (flags.c_contiguous and flags.aligned):
+        if not spec.arrays.fits(array, spec.dtype, shape):
             _bad_entry(spec, what, mapping, name, shape)
         arrays.append(array)
     if len(mapping) != len(arrays):
@@ -210,12 +181,12 @@ def _bad_entry(spec: Spec, what: str, mapping: Mapping[str, Any], name: str, sha
     check_names(spec, what, mapping)
     entry = f"{what}[{name!r}]"
     array = mapping[name]
-    if type(array) is not _ndarray:
-        raise TypeError(f"{spec.label}: {entry} must be a numpy array, got {type(array).__name__}")
-    check_array(spec.label, entry, array, spec.dtype)
+    if not spec.arrays.owns(array):
+        raise TypeError(f"{spec.label}: {entry} must be {spec.arrays.own}, got {type_name(array)}")
+    spec.arrays.check(spec.label, entry, array, spec.dtype)
     if array.shape != shape:
-        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {array.shape}")
-    raise ValueError(f"{spec.label}: {entry} must be C-contiguous and aligned, got strides {array.strides}")
+        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {tuple(array.shape)}")
+    raise ValueError(f"{spec.label}: {entry} must be C-contiguous and aligned, got strides {strides_of(array)}")
 
 
 def check_names(spec: Spec, what: str, mapping: Mapping[str, Any]) -> None:
@@ -234,25 +205,24 @@ def check_grads(
     """Gradients that backward may add to: writeable, apart from each other, from the weights that it reads and from the
     parameters of this moment."""
     if type(grads) is dict and type(parameters) is dict:
-        found = _core.gather_gradients(spec.problem, grads, spec.names, weights, parameters)
+        found = spec.kernels.gather_gradients(spec.problem, grads, spec.names, weights, parameters)
         if found is not None:
             return found
     # The same with words: finds out what is wrong.
     arrays = gather(spec, "grads", grads)
     for array, (name, _) in zip(arrays, spec.shapes, strict=True):
-        if not array.flags.writeable:
+        if not spec.arrays.is_writeable(array):
             raise ValueError(f"{spec.label}: grads[{name!r}] must be writeable, got a read-only array")
-    _check_apart(spec, arrays, [*weights, *(p for p in parameters.values() if isinstance(p, _ndarray))])
+    _check_apart(spec, arrays, [*weights, *parameters.values()])
     return arrays
 
 
-def _check_apart(spec: Spec, grads: Sequence[Array], others: Sequence[Array]) -> None:
+def _check_apart(spec: Spec, grads: Sequence[Array], others: Sequence[Any]) -> None:
     # By address; the others may share memory among themselves, so the furthest end is kept for each kind.
     names = [f"grads[{name!r}]" for name, _ in spec.shapes] + [""] * len(others)
-    starts = (array.__array_interface__["data"][0] for array in (*grads, *others))
-    spans = zip(starts, (array.nbytes for array in (*grads, *others)), names, strict=True)
+    found = zip(map(spec.arrays.span, (*grads, *others)), names, strict=True)
     grad_end, grad_name, other_end = 0, "", 0
-    for start, nbytes, name in sorted(spans):
+    for (start, nbytes), name in sorted((span, name) for span, name in found if span is not None):
         end = start + nbytes
         if name and start < other_end:
             raise ValueError(f"{spec.label}: {name} must have memory of its own, got memory of the parameters")
@@ -266,19 +236,25 @@ def _check_apart(spec: Spec, grads: Sequence[Array], others: Sequence[Array]) ->
 
 
 def weight_value(spec: Spec, name: str, shape: tuple[int, ...], value: Any) -> Array:
-    """A weight to load, NumPy or torch's, as a new array of the stack's dtype."""
+    """A weight to load, NumPy's, CuPy's or torch's, as a new array of the stack's dtype."""
     entry = f"state_dict[{name!r}]"
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch's, without importing torch
         value = value.detach().cpu()
         if value.is_floating_point() and value.element_size() < 4:
             value = value.float()  # NumPy knows no bfloat16
         value = value.numpy()
+    elif hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):  # CuPy's, without importing it
+        value = value.get()
     value = plain(spec.label, entry, value, "a numpy array or a torch tensor")
-    if value.dtype.kind != "f":
+    if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
         raise TypeError(f"{spec.label}: {entry} must be of a floating-point dtype, got {value.dtype}")
     if value.shape != shape:
-        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {value.shape}")
+        raise ValueError(f"{spec.label}: {entry} must have shape {shape}, got {tuple(value.shape)}")
     return np.array(value, spec.dtype, order="C")
+
+
+def strides_of(array: Any) -> Any:
+    return array.strides if hasattr(array, "strides") else array.stride()  # torch's
 
 
 def _kind(value: Any) -> str:

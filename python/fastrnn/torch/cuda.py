@@ -7,24 +7,15 @@ keeps for backward is a tensor like others, which autograd saves.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..cuda import extension
+from ..cuda.libraries import on_torchs_stream
 from .call import Sequences, Sizes, Stack, address, shapes_of
-
-_cuda: Any = None
-_absent: str | None = None  # why it is None
-try:
-    _cuda = importlib.import_module("fastrnn._cuda")
-except ModuleNotFoundError:
-    _absent = "this fastrnn was built without CUDA"
-except ImportError as _error:
-    _absent = f"fastrnn._cuda cannot be loaded: {_error}"
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TAKES_PACKED = False
@@ -56,7 +47,7 @@ def declines(layer: Any, x: Tensor, packed: bool) -> str | None:
 
 
 def _missing() -> str | None:
-    return "this PyTorch was built without CUDA" if torch.version.cuda is None else _absent
+    return "this PyTorch was built without CUDA" if torch.version.cuda is None else extension.absent
 
 
 def _is_capturing(x: Tensor) -> bool:
@@ -91,11 +82,9 @@ def beside(x: Tensor, tensor: Tensor | None) -> Tensor | None:
     return tensor.to(x.device, non_blocking=not tensor.is_pinned())
 
 
-@contextlib.contextmanager
-def _on_device_of(x: Tensor) -> Iterator[int]:
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[int]:
     """Launches go to this tensor's device, and to the stream given here."""
-    with torch.cuda.device(x.device):
-        yield torch.cuda.current_stream().cuda_stream
+    return on_torchs_stream(x.device)
 
 
 def output_to_save(stack: Stack, y: Tensor, kept: Tensor) -> Tensor:
@@ -107,15 +96,14 @@ def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:
     # Sizes may be symbols of a compiler.
     return sum(
         (rows * per_row + sizes.batch * per_sequence + 255) // 256 * 256
-        for per_row, per_sequence in _cuda.reserve_parts(problem)
+        for per_row, per_sequence in extension.module.reserve_parts(problem)
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, state_size: int) -> Any:
     proj_size = 0 if state_size == hidden_size else state_size
     name = str(dtype).removeprefix("torch.")
-    return _cuda.Problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
+    return extension.problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
 
 
 class _Call:
@@ -126,14 +114,14 @@ class _Call:
         self.sizes = Sizes(stack, *shapes_of(given, weights))
         self.problem = _problem(stack, given.x.dtype, *self.sizes.of_layer)
         self.extent = (self.sizes.seq_len, self.sizes.batch)
-        self.options = _cuda.Options(
+        self.options = extension.module.Options(
             address(given.lengths),
             address(given.resets),
             given.dropout,
             0 if given.seed is None else int(given.seed),
             given.x.dtype == torch.float32 and _allow_tf32(),
         )
-        self.reserve, *self._workspaces = _cuda.sizes(self.problem, *self.extent, given.dropout, training)
+        self.reserve, *self._workspaces = extension.module.sizes(self.problem, *self.extent, given.dropout, training)
 
     def bytes(self, count: int) -> Tensor:
         return self.x.new_empty(count, dtype=torch.uint8)
@@ -158,7 +146,7 @@ def forward(
     kept = call.bytes(call.reserve) if training else None
     workspace = call.workspace(backward=False)
     with _on_device_of(x) as stream:
-        _cuda.forward(
+        extension.module.forward(
             call.problem,
             *call.extent,
             x.data_ptr(),
@@ -190,7 +178,7 @@ def backward(
     dx, dh_0, dc_0, dweights = call.sizes.new_gradients(x, weights, needs, need_dweights)
     workspace = call.workspace(backward=True)
     with _on_device_of(x) as stream:
-        _cuda.backward(
+        extension.module.backward(
             call.problem,
             *call.extent,
             x.data_ptr(),

@@ -1,0 +1,207 @@
+"""``_cuda`` with the functions of ``_core``, on arrays in a GPU's memory.
+
+Results are arrays of the library that x is of, and everything runs on its current stream; where weights or others are
+of another library, the streams of the two wait for each other. All memory is the libraries': what forward keeps for
+backward is an array like others. Nothing here waits for the GPU or reads from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import extension
+from .libraries import index_of, of_array
+
+Problem = extension.problem
+
+
+def is_input(problem: Any, x: Any) -> bool:
+    return False  # as the next two: found out in Python
+
+
+def gather(problem: Any, mapping: Any, names: Any) -> None:
+    return None
+
+
+def gather_gradients(problem: Any, gradients: Any, names: Any, weights: Any, parameters: Any) -> None:
+    return None
+
+
+class _Call:
+    """What forward and backward of a call share: its library, its options and the sizes of what the kernels need."""
+
+    def __init__(
+        self, problem: Any, x: Any, lengths: Any, resets: Any, dropout: float, dropout_seed: int, training: bool
+    ) -> None:
+        self.library = of_array(x)
+        self.index, self.problem, self.extent = index_of(x), problem, tuple(x.shape[:2])
+        self._rows = [self._uploaded("lengths", lengths), self._uploaded("resets", resets)]  # kept alive
+        self.tf32 = problem.dtype == "float32" and bool(sys.modules[__package__].allow_tf32)
+        self.options = extension.module.Options(*map(_address, self._rows), dropout, dropout_seed, self.tf32)
+        self.reserve, *self.workspaces = extension.module.sizes(problem, *self.extent, dropout, training)
+
+    def _uploaded(self, name: str, array: Any) -> Any:
+        if not isinstance(array, np.ndarray):
+            return array
+        with self.library.on(self.index):
+            if self.library.is_capturing():
+                raise RuntimeError(f"{name} must be on the GPU while a CUDA graph is captured, got a NumPy array")
+            return self.library.upload(array, self.index)
+
+    def empty(self, *shape: int) -> Any:
+        return self.library.empty(shape, self.problem.dtype, self.index)
+
+    def bytes(self, count: int) -> Any:
+        return self.library.empty((max(count, 1),), "uint8", self.index)
+
+    def states(self, batch: int) -> tuple[Any, Any]:
+        """h and, for an LSTM, c, (L*D, B, P) and (L*D, B, H), to be written."""
+        p = self.problem
+        count = p.num_layers * p.directions
+        h = self.empty(count, batch, p.state_size)
+        return h, self.empty(count, batch, p.hidden_size) if p.cell == "lstm" else None
+
+    @contextlib.contextmanager
+    def stream(self, arrays: Sequence[Any]) -> Iterator[int]:
+        """Of the call's library; it and the streams of the other libraries of these arrays wait for each other."""
+        others = {of_array(array) for array in arrays if array is not None} - {self.library}
+        with contextlib.ExitStack() as stack:
+            theirs = [(library, stack.enter_context(library.on(self.index))) for library in others]
+            mine = stack.enter_context(self.library.on(self.index))
+            apart = [(library, handle) for library, handle in theirs if handle != mine]
+            for library, handle in apart:
+                library.wait(mine, handle, self.index)
+            yield mine
+            for library, handle in apart:
+                library.wait(handle, mine, self.index)
+
+    def forward(
+        self, x: Any, h_0: Any, c_0: Any, weights: Sequence[Any], out: Sequence[Any], reserve: Any, workspace: Any
+    ) -> None:
+        with self.stream([x, h_0, c_0, *self._rows, *weights, *out]) as stream:
+            extension.module.forward(
+                self.problem, *self.extent, _address(x), _address(h_0), _address(c_0), list(map(_address, weights)),
+                self.options, tuple(map(_address, out)), _address(reserve), _address(workspace), stream,
+            )  # fmt: skip
+
+
+class Reserve:
+    """What forward keeps for backward."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        self.array = call.bytes(call.reserve)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.call.reserve)
+
+
+def forward(
+    problem: Any,
+    x: Any,
+    h_0: Any,
+    c_0: Any,
+    weights: list[Any],
+    lengths: Any,
+    resets: Any,
+    dropout: float,
+    dropout_seed: int,
+    training: bool,
+    memory: Any,
+) -> tuple[Any, Any, Any, Reserve | None]:
+    """As ``_core.forward``."""
+    call = _Call(problem, x, lengths, resets, dropout, dropout_seed, training)
+    seq_len, batch = call.extent
+    y = call.empty(seq_len, batch, problem.directions * problem.state_size)
+    h_n, c_n = call.states(batch)
+    reserve = Reserve(call) if training else None
+    workspace = call.bytes(call.workspaces[0])
+    call.forward(x, h_0, c_0, weights, (y, h_n, c_n), reserve and reserve.array, workspace)
+    return y, h_n, c_n, reserve
+
+
+def backward(
+    problem: Any,
+    reserve: Reserve,
+    x: Any,
+    y: Any,
+    weights: list[Any],
+    dy: Any,
+    dh_n: Any,
+    dc_n: Any,
+    need_dx: bool,
+    dweights: list[Any],
+    memory: Any,
+) -> tuple[Any, Any, Any]:
+    """As ``_core.backward``. Whatever fails to be allocated does so before a gradient is touched."""
+    call = reserve.call
+    dx = call.empty(*x.shape) if need_dx else None
+    dh_0, dc_0 = call.states(call.extent[1])
+    workspace = call.bytes(call.workspaces[1])
+    with call.stream([x, y, dy, dh_n, dc_n, *weights, *dweights]) as stream:
+        extension.module.backward(
+            problem, *call.extent, _address(x), _address(y), list(map(_address, weights)), call.options,
+            _address(dy), _address(dh_n), _address(dc_n), tuple(map(_address, (dx, dh_0, dc_0))),
+            list(map(_address, dweights)), _address(reserve.array), _address(workspace), stream,
+        )  # fmt: skip
+    return dx, dh_0, dc_0
+
+
+class Stream:
+    """As ``_core.Stream``: one step at a time with weights of its own, in memory that is asked for once."""
+
+    def __init__(self, problem: Any, weights: list[Any], batch_size: int, threads: int) -> None:
+        self._problem, self._library = problem, of_array(weights[0])
+        self._index = index_of(weights[0])
+        with self._library.on(self._index):
+            self._weights = [self._library.copy(w) for w in weights]
+        self._allocate(batch_size)
+        self.reset(None)
+
+    def _allocate(self, batch_size: int) -> None:
+        like = self._library.empty((1, batch_size, self._problem.input_size), self._problem.dtype, self._index)
+        call = _Call(self._problem, like, None, None, 0.0, 0, False)
+        # Steps go from one pair of states into the other.
+        self._states, self._next = call.states(batch_size), call.states(batch_size)
+        self._workspace = call.bytes(call.workspaces[0])
+        self.batch_size = batch_size
+
+    def step(self, x: Any, y: Any) -> None:
+        call = _Call(self._problem, x[None], None, None, 0.0, 0, False)
+        call.forward(x, *self._states, self._weights, (y, *self._next), None, self._workspace)
+        self._states, self._next = self._next, self._states
+
+    def get_state(self, h: Any, c: Any) -> None:
+        self._write((h, c), self._states)
+
+    def set_state(self, h: Any, c: Any) -> None:
+        self._write(self._states, (h, c))
+
+    def reset(self, rows: np.ndarray | None) -> None:
+        self._write(self._states, (0, 0), slice(None) if rows is None else self._uploaded(rows))
+
+    def select(self, rows: np.ndarray) -> None:
+        chosen, before = self._uploaded(rows), self._states
+        with self._library.on(self._index):
+            kept = [None if state is None else state[:, chosen] for state in before]
+        self._allocate(len(rows))
+        self._write(self._states, kept)
+
+    def _uploaded(self, rows: np.ndarray) -> Any:
+        return self._library.upload(rows, self._index)
+
+    def _write(self, targets: Sequence[Any], sources: Sequence[Any], rows: Any = slice(None)) -> None:
+        with self._library.on(self._index):
+            for target, source in zip(targets, sources, strict=True):
+                if target is not None:
+                    target[:, rows] = self._library.adopted(source)
+
+
+def _address(array: Any) -> int | None:
+    return None if array is None else of_array(array).address(array)
