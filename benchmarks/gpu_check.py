@@ -3,9 +3,9 @@
     python benchmarks/gpu_check.py [--only build,tests,...] [--json FILE] [--markdown FILE]
 
 For a machine without network: needs nvcc, CMake, a C++ compiler, and in the Python that runs it NumPy, pybind11,
-pytest, hypothesis and a PyTorch that sees the GPU. Everything is built in a directory of its own, which --build-dir
-keeps. A part that fails or does not fit into --minutes is said to and the others go on. The table comes last; the exit
-status is 1 if the build or a test failed.
+pytest, hypothesis and a PyTorch that sees the GPU; without CuPy the tests of layers on its arrays are left out.
+Everything is built in a directory of its own, which --build-dir keeps. A part that fails or does not fit into --minutes
+is said to and the others go on. The table comes last; the exit status is 1 if the build or a test failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ PARTS = ("build", "tests", "latency", "bench", "sanitizer")
 SECONDS = {"build": 240, "tests": 120, "latency": 30, "bench": 200, "sanitizer": 60}
 #: Small, and among them all that a kernel distinguishes.
 SANITIZED = "T2 or past_a_rows or added_to"
-TESTS = ("tests/test_cuda_kernels.py", "tests/test_torch_cuda.py")
+TESTS = (
+    "tests/test_cuda_kernels.py",
+    "tests/test_torch_cuda.py",
+    "tests/test_gpu_layers.py",
+    "tests/test_gpu_libraries.py",
+    "tests/test_gpu_errors.py",
+)
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *TESTS)
 
 

@@ -28,7 +28,7 @@ needs_kernels = pytest.mark.skipif(
 emulated_only = pytest.mark.skipif(not EMULATED, reason="looks into the stand-in for CuPy")
 
 
-def _forget() -> None:
+def forget() -> None:
     """What was found out about libraries, and everything that was made of them."""
     for cache in (libraries.cupy, libraries.torch, extension.problem, spec.make_spec):
         cache.cache_clear()
@@ -53,9 +53,9 @@ def installed() -> Iterator[None]:
             patch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(TORCHS_STREAM))
             patch.setattr(libraries.Torch, "is_capturing", lambda self: False)
             patch.setattr(libraries.Torch, "wait", lambda self, *streams: fake_cupy.cuda.waits.append(streams[:2]))
-        _forget()
+        forget()
         yield
-    _forget()
+    forget()
 
 
 TORCHS_STREAM = 0
@@ -67,11 +67,13 @@ class CuPys:
     name = "cupy"
 
     def put(self, array: np.ndarray) -> Any:
-        return sys.modules["cupy"].array(array)
+        bits = array.dtype == np.uint16  # of bfloat16
+        return sys.modules["cupy"].array(array.view(libraries.numpy_dtype("bfloat16")) if bits else array)
 
     def get(self, array: Any) -> np.ndarray:
         assert type(array) is sys.modules["cupy"].ndarray
-        return array.get()
+        values = array.get()
+        return values.view(np.uint16) if values.dtype.name == "bfloat16" else values
 
 
 class Torchs:
@@ -98,11 +100,19 @@ class Others:
     name = "elsewhere"
 
     def put(self, array: np.ndarray) -> Any:
-        return fake_cupy.Elsewhere(array.copy())
+        return fake_cupy.Elsewhere(CuPys().put(array)._values)
 
     def get(self, array: Any) -> np.ndarray:
         assert type(array) is fake_cupy.Elsewhere
-        return array.values
+        return CuPys().get(fake_cupy.ndarray(array.values))
+
+
+#: Whether CuPy has bfloat16: its own from version 14 on, the stand-in's always, given ml_dtypes.
+HAS_BFLOAT16 = (
+    AVAILABLE
+    and importlib.util.find_spec("ml_dtypes") is not None
+    and (EMULATED or int(importlib.import_module("cupy").__version__.partition(".")[0]) >= 14)
+)
 
 
 def libraries_here() -> list[Any]:

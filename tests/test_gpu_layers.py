@@ -10,6 +10,7 @@ import cuda_calls
 import fastrnn
 import gpu_arrays
 import helpers
+import test_readme
 from cuda_calls import drawn, loaded, stored
 from fastrnn import functional
 from gpu_arrays import libraries_here
@@ -17,7 +18,8 @@ from helpers import Case, as_state, covering, named_gradients, named_state
 from layering import LAYERS, pair
 
 pytestmark = gpu_arrays.needs_kernels
-HOST_NUMBERS = ("float64", "float32", "tf32", "float16")  # those whose arrays NumPy and any CuPy have
+#: What layers, whose weights are CuPy's, can hold.
+OF_LAYERS = [number for number in cuda_calls.NUMBERS if number != "bfloat16" or gpu_arrays.HAS_BFLOAT16]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +39,7 @@ def possible(row):
 
 def cases():
     options = {
-        "number": HOST_NUMBERS,
+        "number": OF_LAYERS,
         "library": [library.name for library in libraries_here()],
         "T": (1, 4),
         "B": (1, 3),
@@ -136,8 +138,8 @@ def test_layers_equal_the_reference(library, number, case, tf32):
 @pytest.mark.parametrize("library", [library.name for library in libraries_here()[:2]])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_functions_equal_the_reference(cell, library, number, tf32):
-    if number == "bfloat16" and library != "torch":
-        pytest.skip("CuPy has bfloat16 only with ml_dtypes")
+    if library == "cupy" and number not in OF_LAYERS:
+        pytest.skip("CuPy has bfloat16 from version 14 on, with ml_dtypes")
     tf32(number)
     library = library_named(library)
     relu = cell == "rnn_relu" and number not in ("float32", "float64")  # few draws stay clear of its jump
@@ -212,10 +214,10 @@ def test_gradients_add_up_and_are_zeroed():
         layer.backward(tape, y)
 
 
-@pytest.mark.parametrize("number", ["float32", "float16"])
+@pytest.mark.parametrize("number", [number for number in OF_LAYERS if number != "tf32"])
 def test_weights_are_saved_loaded_and_copied(number):
     layer = fastrnn.LSTM(4, 5, 2, dropout=0.5, device="cuda:0", dtype=number, seed=0)
-    x = gpu_arrays.CuPys().put(np.ones((3, 2, 4), number))
+    x = gpu_arrays.CuPys().put(stored(np.ones((3, 2, 4)), number))
     saved = layer.state_dict()
     copies = [pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), copy.copy(layer)]
     fresh = fastrnn.LSTM(4, 5, 2, dropout=0.5, device="cuda", dtype=number, seed=1)
@@ -292,3 +294,13 @@ def test_training_is_that_of_the_cpu(optimizer):
     np.testing.assert_allclose(seen[1][0], seen[0][0], rtol=1e-4)
     for name, w in seen[0][1].items():
         np.testing.assert_allclose(seen[1][1][name], w, atol=2e-4)
+
+
+@pytest.mark.skipif(not test_readme.README.is_file(), reason="README.md is not beside the tests")
+def test_readmes_example_runs():
+    (block,) = test_readme.blocks("py")
+    names = {"__name__": "readme"}
+    exec(compile(block, str(test_readme.README), "exec"), names)
+    y, h_n = fastrnn.GRU(8, 16, num_layers=2, seed=0)(names["x"].get(), lengths=[5, 2, 0, 3])
+    np.testing.assert_allclose(names["y"].get(), y, atol=1e-5)
+    np.testing.assert_allclose(names["h_n"].get(), h_n, atol=1e-5)

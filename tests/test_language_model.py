@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.models import CharVocabulary, LanguageModel
+from fastrnn.models import CharVocabulary, LanguageModel, language_model
 from fastrnn.models.nn import Dropout, Embedding, Output
 from fastrnn.models.sampling import Sampler
 from fastrnn.models.training import Options, Trainer, streams
@@ -389,9 +389,15 @@ def test_constructor_refuses(options, kind, message):
         tiny(**options)
 
 
-def test_constructor_leaves_the_device_to_the_layer():
+def test_models_run_on_the_cpu(monkeypatch):
     with pytest.raises(RuntimeError, match="device 'cuda' is not available"):
         tiny(device="cuda")
+    monkeypatch.setattr(language_model, "check_device", lambda label, device: 0)  # as where there is a GPU
+    with pytest.raises(RuntimeError, match="device 'cuda' is not available: in this version models run on the CPU"):
+        tiny(device="cuda")
+
+
+def test_constructor_leaves_sizes_to_the_layer():
     with pytest.raises(ValueError, match="lstm: "):
         tiny(hidden=10**15)
 

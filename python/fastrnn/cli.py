@@ -147,7 +147,8 @@ def _bench(args: argparse.Namespace) -> None:
     from .bench import harness, report
     from .spec import check_device
 
-    check_device("bench", args.device)
+    if check_device("bench", args.device) is not None:
+        raise RuntimeError("bench: --device must be 'cpu' in this version; benchmarks/gpu_check.py measures GPUs")
     count = args.threads or get_num_threads()
     settings = harness.Settings(args.cell, args.shape, args.mode, count, args.seconds)
 

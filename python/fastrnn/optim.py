@@ -8,7 +8,6 @@ array by array, on its current stream.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import type_name
+from .arrays import BLOCK, blocks, copy_of, is_cupys, on_device_of, place_of, scratch_for, type_name
 from .checks import check_flag, check_probability, check_real, check_size
 
 Arrays = Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
-
-_BLOCK = 1 << 14  # elements a block: its few scratch arrays stay within L2
 
 
 def _as_groups(where: str, what: str, arrays: Arrays) -> list[Mapping[str, np.ndarray]]:
@@ -38,7 +35,7 @@ def _label(what: str, groups: Sequence[Any], index: int, name: str) -> str:
 
 
 def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
-    if not isinstance(array, np.ndarray) and not _is_cupys(array):
+    if not isinstance(array, np.ndarray) and not is_cupys(array):
         raise TypeError(f"{where}: {label} must be a NumPy array, got {type_name(array)}")
     if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
         raise TypeError(f"{where}: {label} must have dtype float32 or float64, got {array.dtype.str}")
@@ -46,44 +43,15 @@ def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
         raise ValueError(f"{where}: {label} must be writeable, got a read-only array")
 
 
-def _is_cupys(array: Any) -> bool:
-    return hasattr(array, "__cuda_array_interface__") and hasattr(array, "__array_ufunc__") and hasattr(array, "get")
-
-
-def _place(array: Any) -> Any:
-    """Tells arrays apart that cannot meet in one operation: None, or the number of a GPU."""
-    return None if isinstance(array, np.ndarray) else array.device.id
-
-
-def _on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if isinstance(array, np.ndarray) else array.device
-
-
-def _copy(array: np.ndarray) -> np.ndarray:
-    with _on_device_of(array):
-        return array.copy()
-
-
-def _blocks(flat: np.ndarray) -> Iterator[slice]:
-    step = _BLOCK if isinstance(flat, np.ndarray) else max(flat.size, 1)
-    for start in range(0, flat.size, step):
-        yield slice(start, min(start + step, flat.size))
-
-
-def _scratch(flat: np.ndarray, dtype: Any) -> np.ndarray:
-    """Room for a block."""
-    return np.empty(_BLOCK, dtype) if isinstance(flat, np.ndarray) else np.empty_like(flat, dtype=dtype)
-
-
 def _sum_of_squares(arrays: list[np.ndarray], scale: float) -> float:
     """Sum of (g / scale)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
-    on_cpu = np.empty(_BLOCK)
+    on_cpu = np.empty(BLOCK)
     total = 0.0
     for array in arrays:
         flat = array.reshape(-1)
-        with _on_device_of(array):
-            scratch = on_cpu if isinstance(array, np.ndarray) else _scratch(flat, np.float64)
-            for block in _blocks(flat):
+        with on_device_of(array):
+            scratch = on_cpu if isinstance(array, np.ndarray) else scratch_for(flat, np.float64)
+            for block in blocks(flat):
                 part = scratch[: block.stop - block.start]
                 np.divide(flat[block], scale, out=part, dtype=np.float64)
                 np.multiply(part, part, out=part)
@@ -142,13 +110,13 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
         scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
         if scale != 1.0:
             for array in arrays:
-                with _on_device_of(array):
+                with on_device_of(array):
                     np.multiply(array, scale, out=array)
     return norm
 
 
 def _largest(array: np.ndarray) -> float:
-    with _on_device_of(array):
+    with on_device_of(array):
         return float(np.abs(array).max())
 
 
@@ -180,7 +148,7 @@ class Optimizer(ABC):
             self._state.append({name: self._new_slots(param) for name, param in group.items()})
 
     def _new_slots(self, param: np.ndarray) -> dict[str, np.ndarray]:
-        with _on_device_of(param):
+        with on_device_of(param):
             return {slot: np.zeros_like(param) for slot in self._slots}
 
     @property
@@ -201,21 +169,21 @@ class Optimizer(ABC):
         self._step += 1
         scratch: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
         for param, grad, slots in work:
-            with _on_device_of(param):
+            with on_device_of(param):
                 p, g = param.reshape(-1), grad.reshape(-1)
                 kept = scratch.get(p.dtype) if isinstance(p, np.ndarray) else None
-                first, second = kept or (_scratch(p, p.dtype), _scratch(p, p.dtype))
+                first, second = kept or (scratch_for(p, p.dtype), scratch_for(p, p.dtype))
                 if isinstance(p, np.ndarray):
                     scratch[p.dtype] = first, second
                 flat = {name: slot.reshape(-1) for name, slot in slots.items()}
-                for block in _blocks(p):
+                for block in blocks(p):
                     size = block.stop - block.start
                     parts = {name: slot[block] for name, slot in flat.items()}
                     self._update(p[block], g[block], parts, first[:size], second[:size])
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, step count and, under "state", copies of the arrays ("0.w.exp_avg": of "w" in dict 0)."""
-        state = {key: _copy(slot) for key, slot in self._named_slots()}
+        state = {key: copy_of(slot) for key, slot in self._named_slots()}
         options = {name: getattr(self, name) for name in ("lr", *self._options)}
         return {"optimizer": self._name, "step": self._step, **options, "state": state}
 
@@ -240,7 +208,7 @@ class Optimizer(ABC):
             _check_array(self._name, f"state['state'][{key!r}]", arrays[key], written=False)
             self._check_like(f"state['state'][{key!r}]", arrays[key], slot)
         for key, slot in slots.items():
-            with _on_device_of(slot):
+            with on_device_of(slot):
                 slot[...] = arrays[key]
         for name, value in options.items():
             setattr(self, name, value)
@@ -286,8 +254,8 @@ class Optimizer(ABC):
             raise ValueError(f"{self._name}: {label} must be C-contiguous, got strides {param.strides}")
 
     def _check_like(self, label: str, array: np.ndarray, like: np.ndarray) -> None:
-        if _place(array) != _place(like):
-            places = ["the CPU" if place is None else f"cuda:{place}" for place in map(_place, (like, array))]
+        if place_of(array) != place_of(like):
+            places = ["the CPU" if place is None else f"cuda:{place}" for place in map(place_of, (like, array))]
             raise TypeError(f"{self._name}: {label} must be an array on {places[0]}, got one on {places[1]}")
         if array.shape != like.shape:
             raise ValueError(f"{self._name}: {label} must have shape {like.shape}, got {array.shape}")

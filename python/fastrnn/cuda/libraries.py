@@ -180,7 +180,8 @@ class Torch(Library):
         return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self._place(index))
 
     def upload(self, array: np.ndarray, index: int) -> Any:
-        return self.torch.from_numpy(array).to(self._place(index))
+        # Memory that is not pinned is copied away at once: nothing waits for the GPU.
+        return self.torch.from_numpy(array).to(self._place(index), non_blocking=True)
 
     def download(self, array: Any) -> np.ndarray:
         return np.asarray(array.cpu().numpy())

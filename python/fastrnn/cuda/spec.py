@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..spec import MAX_COUNT, Spec
-from . import kernels
+from . import extension, kernels
 from .libraries import HOMES, Dtype, OnDevice, cupy, library_of, numpy_dtype, of_array
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -28,6 +28,11 @@ class DeviceSpec(Spec):
 
     def _device(self) -> tuple[Any, OnDevice]:
         name, index = self._place
+        missing = extension.absent
+        if missing is None and name == "cupy":
+            missing = _cannot_import_cupy()
+        if missing is not None:
+            raise RuntimeError(f"{self.label}: device 'cuda:{index}' is not available: {missing}")
         return kernels, OnDevice(HOMES[name](), index)
 
     def check_call(self, x: Any, lengths: Any, training: bool) -> None:
@@ -41,16 +46,24 @@ class DeviceSpec(Spec):
 
 def find_device(index: int | None) -> tuple[int, list[str]]:
     """The number of a GPU, by default the one that is current in CuPy, and what is missing to use it."""
-    try:
-        xp = cupy().xp
-    except Exception as error:  # whatever a broken installation raises
-        return 0, [f"CuPy, which holds a layer's weights, cannot be imported: {error}"]
+    missing = _cannot_import_cupy()
+    if missing is not None:
+        return 0, [missing]
+    xp = cupy().xp
     try:
         count = xp.cuda.runtime.getDeviceCount()
         found = xp.cuda.Device().id if index is None else index
     except xp.cuda.runtime.CUDARuntimeError as error:
         return 0, [f"CuPy finds no GPU: {error}"]
     return found, [] if found < count else [f"CuPy finds {count} GPUs, numbered from 0"]
+
+
+def _cannot_import_cupy() -> str | None:
+    try:
+        cupy()
+    except Exception as error:  # whatever a broken installation raises
+        return f"CuPy, which holds a layer's weights, cannot be imported: {error}"
+    return None
 
 
 def place_of(array: Any) -> tuple[str, int] | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
 from ..layers import GRU, LSTM, RNN
+from ..spec import check_device
 from . import checkpoint, training
 from .nn import Dropout, Embedding, Output
 from .progress import reporter
@@ -96,6 +97,8 @@ class LanguageModel:
         self.seed = check_size(where, "seed", seed, low=0)
         self.min_frequency = check_size(where, "min_frequency", min_frequency)
         self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
+        if check_device(where, device) is not None:
+            raise RuntimeError(f"{where}: device {device!r} is not available: in this version models run on the CPU")
         self.vocabulary: Vocabulary | None = None
         self.history: list[dict[str, Any]] = []
         self._training: training.State | None = None
@@ -115,7 +118,6 @@ class LanguageModel:
             self.layers,
             dropout=self.dropout if self.layers > 1 else 0.0,
             dtype=self.dtype,
-            device=device,
             seed=int(self._seeds["recurrent"].generate_state(1)[0]),
         )
 

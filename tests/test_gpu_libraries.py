@@ -1,0 +1,193 @@
+"""Whose arrays come and go, and on which streams. What is looked up in the stand-ins is emulated only."""
+
+import contextlib
+import types
+
+import numpy as np
+import pytest
+
+import fake_cupy
+import fastrnn
+import gpu_arrays
+from fastrnn import functional
+from fastrnn.cuda import extension, libraries
+from gpu_arrays import CuPys, Others, Torchs, emulated_only, libraries_here
+
+pytestmark = gpu_arrays.needs_kernels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed():
+    with gpu_arrays.installed():
+        yield
+
+
+def floats(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Handles of the streams that kernels were launched on, and the device that was current."""
+    seen, module = [], extension.module
+
+    def recorded(function):
+        def call(*args):
+            accumulate = args[-1:] if isinstance(args[-1], bool) else ()
+            handle = args[len(args) - len(accumulate) - 1]
+            seen.append((handle, fake_cupy.cuda.Device().id))
+            return function(*args[: len(args) - len(accumulate) - 1], 0, *accumulate)  # the emulation has no other
+
+        return call
+
+    stand_in = types.SimpleNamespace(Options=module.Options, sizes=module.sizes, Problem=module.Problem)
+    stand_in.forward, stand_in.backward = recorded(module.forward), recorded(module.backward)
+    monkeypatch.setattr(extension, "module", stand_in)
+    monkeypatch.setattr(fake_cupy.cuda, "waits", [])
+    return seen
+
+
+def run(layer, library, **kwargs):
+    x = library.put(floats(3, 2, 4))
+    y, h_n, tape = layer.forward(x, **kwargs)
+    dx, dh_0 = layer.backward(tape, library.put(floats(3, 2, 5)))
+    return [library.get(a) for a in (y, h_n, dx, dh_0)]
+
+
+def test_every_librarys_arrays_give_the_same():
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    first, *others = [run(layer, library) for library in libraries_here()]
+    for other in others:
+        assert all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@emulated_only
+def test_kernels_run_on_cupys_current_stream(streams):
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    with fake_cupy.cuda.Stream(0x77)():
+        run(layer, CuPys())
+    run(layer, CuPys())
+    assert streams == [(0x77, 0), (0x77, 0), (0, 0), (0, 0)]
+    assert fake_cupy.cuda.waits == []
+
+
+@emulated_only
+def test_kernels_run_on_torchs_stream_and_wait_for_the_weights(streams, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(0x55))
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    with fake_cupy.cuda.Stream(0x77)():
+        run(layer, Torchs())
+    assert [handle for handle, _ in streams] == [0x55, 0x55]
+    # Before each call torch's stream waits for CuPy's, on which the weights were written; after it the other way.
+    assert [tuple(pair) for pair in fake_cupy.cuda.waits] == [(0x55, 0x77), (0x77, 0x55)] * 2
+
+
+@emulated_only
+def test_other_libraries_exchange_arrays_on_cupys_stream(streams, monkeypatch):
+    monkeypatch.setattr(fake_cupy.Elsewhere, "log", [])
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    with fake_cupy.cuda.Stream(0x77)():
+        run(layer, Others())
+    assert [handle for handle, _ in streams] == [0x77, 0x77]
+    inward, outward = ("to cupy", 0x77, 0), ("from cupy", 0x77, 0)
+    assert fake_cupy.Elsewhere.log == [inward, outward, outward, inward, outward, outward]
+
+
+@emulated_only
+@pytest.mark.parametrize("current", [0, 1])
+def test_everything_is_done_on_the_layers_device(streams, current):
+    """Whichever is current: the stand-in refuses work on another device's array."""
+    with fake_cupy.cuda.Device(1):
+        x, dy = CuPys().put(floats(3, 2, 4)), CuPys().put(floats(3, 2, 5))
+    with fake_cupy.cuda.Device(current):
+        assert fastrnn.GRU(4, 5, device="cuda").device == f"cuda:{current}"
+        layer = fastrnn.GRU(4, 5, 2, device="cuda:1", seed=0)
+        y, _, tape = layer.forward(x, lengths=[3, 1])
+        dx, _ = layer.backward(tape, dy)
+        layer.zero_grad()
+        layer.load_state_dict(layer.state_dict())
+        stream = layer.stream(2)
+        out = stream.step(x[0])
+        stream.select([1, 0])
+        fastrnn.optim.Adam(layer.parameters).step(layer.grads)
+        with gpu_arrays.waiting():
+            fastrnn.clip_grad_norm(layer.grads, 1.0)
+        arrays = [y, dx, out, *layer.parameters.values(), *layer.grads.values(), *layer.state_dict().values()]
+        assert {a.device.id for a in arrays} == {1}
+        assert {device for _, device in streams} == {1}
+
+
+def test_lengths_on_the_gpu_are_taken_as_they_are():
+    """Kernels bring those that are out of range into it."""
+    layer, cupy = fastrnn.GRU(4, 5, bidirectional=True, device="cuda", seed=0), CuPys()
+    x = cupy.put(floats(3, 2, 4))
+    for dtype in (np.int64, np.int32):
+        y, _ = layer(x, lengths=cupy.put(np.array([-5, 99], dtype)))
+        assert np.array_equal(y.get(), layer(x, lengths=[0, 3])[0].get())
+
+
+@emulated_only
+def test_a_captured_graph_needs_its_rows_on_the_gpu(monkeypatch):
+    """The stand-in refuses to read what is on the GPU in any case."""
+    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)
+    layer, cupy = fastrnn.GRU(4, 5, device="cuda", seed=0), CuPys()
+    x, lengths, resets = (cupy.put(a) for a in (floats(3, 2, 4), np.array([3, 1]), np.zeros((3, 2), bool)))
+    y, _, tape = layer.forward(x, lengths=lengths, resets=resets)
+    layer.backward(tape, y)
+    for rows in ({"lengths": [3, 1]}, {"resets": np.zeros((3, 2), bool)}):
+        with pytest.raises(RuntimeError, match=r"must be on the GPU while a CUDA graph is captured, got a NumPy array"):
+            layer(x, **rows)
+
+
+def test_backward_takes_tf32_from_its_forward(monkeypatch):
+    seen, module = [], extension.module
+
+    class Recorded(types.SimpleNamespace):
+        def Options(self, *args):
+            seen.append(args[-1])
+            return module.Options(*args)
+
+    monkeypatch.setattr(
+        extension,
+        "module",
+        Recorded(sizes=module.sizes, forward=module.forward, backward=module.backward, Problem=module.Problem),
+    )
+    for dtype in ("float32", "float64"):
+        layer, cupy = fastrnn.GRU(4, 5, device="cuda", dtype=dtype, seed=0), CuPys()
+        x = cupy.put(floats(3, 2, 4).astype(dtype))
+        assert fastrnn.cuda.allow_tf32 is False
+        monkeypatch.setattr(fastrnn.cuda, "allow_tf32", True)
+        y, _, tape = layer.forward(x)
+        monkeypatch.setattr(fastrnn.cuda, "allow_tf32", False)
+        layer.backward(tape, y)
+        layer(x)
+    assert seen == [True, False, False, False]
+
+
+@emulated_only
+def test_a_step_of_a_stream_allocates_its_output_alone():
+    layer, cupy = fastrnn.LSTM(4, 5, 2, device="cuda", seed=0), CuPys()
+    stream, x = layer.stream(3), cupy.put(floats(3, 4))
+    out = stream.step(x)
+    fake_cupy.cuda.allocations_left = 1
+    try:
+        stream.step(x)
+        fake_cupy.cuda.allocations_left = 0
+        assert stream.step(x, out) is out
+    finally:
+        fake_cupy.cuda.allocations_left = None
+
+
+def test_functions_give_gradients_of_the_weights_library():
+    library = libraries_here()[-2 if gpu_arrays.EMULATED else -1]
+    weights = {name: library.put(w) for name, w in fastrnn.GRU(4, 5, seed=0).parameters.items()}
+    x = libraries_here()[0].put(floats(3, 2, 4))
+    y, _, tape = functional.forward("gru", x, weights)
+    dx, _, dweights = functional.backward(tape, y)
+    assert type(dx) is type(y) is type(x)
+    assert all(type(dw) is type(weights[name]) for name, dw in dweights.items())
+    cpu, _, tape = functional.forward("gru", floats(3, 2, 4), fastrnn.GRU(4, 5, seed=0).parameters)
+    np.testing.assert_allclose(y.get(), cpu, atol=1e-6)
+    for name, dw in functional.backward(tape, cpu)[2].items():
+        np.testing.assert_allclose(library.get(dweights[name]), dw, atol=1e-5)
