@@ -17,7 +17,7 @@ import pytest
 import cuda_calls
 import fake_cupy
 from fastrnn import config, spec
-from fastrnn.cuda import extension, libraries
+from fastrnn.cuda import extension, kernels, libraries
 
 device = cuda_calls.device()
 EMULATED = isinstance(device, cuda_calls.Emulation)
@@ -30,7 +30,7 @@ emulated_only = pytest.mark.skipif(not EMULATED, reason="looks into the stand-in
 
 def forget() -> None:
     """What was found out about libraries, and everything that was made of them."""
-    for cache in (libraries.cupy, libraries.torch, extension.problem, spec.make_spec):
+    for cache in (libraries.cupy, libraries.torch, kernels.Problem, spec.make_spec):
         cache.cache_clear()
     libraries._libraries.clear()
 

@@ -236,6 +236,7 @@ def test_another_module_run_by_name_is_not_the_command(tmp_path):
 
 
 def test_importing_does_not_import_optional_libraries():
-    code = "import sys, fastrnn; print([m for m in ('torch', 'rich', 'fastrnn.models') if m in sys.modules])"
+    names = ("torch", "cupy", "rich", "fastrnn.models", "fastrnn._cuda")
+    code = f"import sys, fastrnn; fastrnn.GRU(2, 3); print([m for m in {names} if m in sys.modules])"
     done = python(code)
     assert done.stdout.strip() == "[]", done.stderr

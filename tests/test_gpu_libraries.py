@@ -84,6 +84,22 @@ def test_kernels_run_on_torchs_stream_and_wait_for_the_weights(streams, monkeypa
 
 
 @emulated_only
+def test_a_graph_is_captured_on_one_stream(streams, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(0x55))
+    monkeypatch.setattr(libraries.Torch, "is_capturing", lambda self: True)
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    with fake_cupy.cuda.Stream(0x55)():
+        run(layer, Torchs())
+    with pytest.raises(
+        RuntimeError, match=r"^the stream that captures a CUDA graph must be the current one of cupy too$"
+    ):
+        run(layer, Torchs())
+    assert fake_cupy.cuda.waits == []
+    assert len(streams) == 2
+
+
+@emulated_only
 def test_other_libraries_exchange_arrays_on_cupys_stream(streams, monkeypatch):
     monkeypatch.setattr(fake_cupy.Elsewhere, "log", [])
     layer = fastrnn.GRU(4, 5, device="cuda", seed=0)

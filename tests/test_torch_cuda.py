@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
 import fastrnn.torch as fast  # noqa: E402
-from fastrnn.cuda import extension  # noqa: E402
+from fastrnn.cuda import extension, kernels  # noqa: E402
 from fastrnn.torch import composite, cuda, devices, kernel  # noqa: E402
 from fastrnn.torch.call import Sequences, Sizes, Stack, shapes_of  # noqa: E402
 from fastrnn.torch.paths import obstacle  # noqa: E402
@@ -58,9 +58,9 @@ def _emulated():
             patch.setattr(cuda, "_probed", {})
             patch.setitem(devices.DEVICES, "cpu", cuda)
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        extension.problem.cache_clear()
+        kernels.Problem.cache_clear()
         yield
-    extension.problem.cache_clear()
+    kernels.Problem.cache_clear()
 
 
 def put(*layers):

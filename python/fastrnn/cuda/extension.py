@@ -1,32 +1,29 @@
-"""The compiled kernels for GPUs, ``fastrnn._cuda``, where they were built."""
+"""The compiled kernels for GPUs, ``fastrnn._cuda``, where they were built. Loaded on first use: layers on the CPU start
+without them."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import Any
 
 #: The extension, and why there is none.
-module: Any = None
-absent: str | None = None
-try:
-    module = importlib.import_module("fastrnn._cuda")
-except ModuleNotFoundError:
-    absent = "this fastrnn was built without CUDA"
-except ImportError as _error:
-    absent = f"fastrnn._cuda cannot be loaded: {_error}"
+module: Any
+absent: str | None
 
 
-@functools.lru_cache(maxsize=1024)
-def problem(
-    cell: str,
-    dtype: str,
-    input_size: int,
-    hidden_size: int,
-    proj_size: int,
-    num_layers: int,
-    bidirectional: bool,
-    bias: bool,
-) -> Any:
-    """One recurrent stack as the kernels know it."""
-    return module.Problem(cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias)
+def _load() -> None:
+    global module, absent
+    module = absent = None
+    try:
+        module = importlib.import_module("fastrnn._cuda")
+    except ModuleNotFoundError:
+        absent = "this fastrnn was built without CUDA"
+    except ImportError as error:
+        absent = f"fastrnn._cuda cannot be loaded: {error}"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("module", "absent"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load()
+    return globals()[name]

@@ -8,6 +8,7 @@ backward is an array like others. Nothing here waits for the GPU or reads from i
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,20 @@ import numpy as np
 from . import extension
 from .libraries import index_of, of_array
 
-Problem = extension.problem
+
+@functools.lru_cache(maxsize=1024)
+def Problem(
+    cell: str,
+    dtype: str,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    bidirectional: bool,
+    bias: bool,
+) -> Any:
+    """One recurrent stack as the kernels know it."""
+    return extension.module.Problem(cell, dtype, input_size, hidden_size, proj_size, num_layers, bidirectional, bias)
 
 
 def is_input(problem: Any, x: Any) -> bool:
@@ -41,8 +55,8 @@ class _Call:
         self.library = of_array(x)
         self.index, self.problem, self.extent = index_of(x), problem, tuple(x.shape[:2])
         self._rows = [self._uploaded("lengths", lengths), self._uploaded("resets", resets)]  # kept alive
-        self.tf32 = problem.dtype == "float32" and bool(sys.modules[__package__].allow_tf32)
-        self.options = extension.module.Options(*map(_address, self._rows), dropout, dropout_seed, self.tf32)
+        tf32 = problem.dtype == "float32" and bool(sys.modules[__package__].allow_tf32)
+        self.options = extension.module.Options(*map(_address, self._rows), dropout, dropout_seed, tf32)
         self.reserve, *self.workspaces = extension.module.sizes(problem, *self.extent, dropout, training)
 
     def _uploaded(self, name: str, array: Any) -> Any:
@@ -74,6 +88,9 @@ class _Call:
             theirs = [(library, stack.enter_context(library.on(self.index))) for library in others]
             mine = stack.enter_context(self.library.on(self.index))
             apart = [(library, handle) for library, handle in theirs if handle != mine]
+            if apart and self.library.is_capturing():
+                names = " and ".join(library.name for library, _ in apart)
+                raise RuntimeError(f"the stream that captures a CUDA graph must be the current one of {names} too")
             for library, handle in apart:
                 library.wait(mine, handle, self.index)
             yield mine

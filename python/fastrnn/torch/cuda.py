@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cuda import extension
+from ..cuda import extension, kernels
 from ..cuda.libraries import on_torchs_stream
 from .call import Sequences, Sizes, Stack, address, shapes_of
+
+_absent = extension.absent  # why there are no kernels; looked up before compilers come by
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TAKES_PACKED = False
@@ -47,7 +49,7 @@ def declines(layer: Any, x: Tensor, packed: bool) -> str | None:
 
 
 def _missing() -> str | None:
-    return "this PyTorch was built without CUDA" if torch.version.cuda is None else extension.absent
+    return "this PyTorch was built without CUDA" if torch.version.cuda is None else _absent
 
 
 def _is_capturing(x: Tensor) -> bool:
@@ -103,7 +105,7 @@ def bytes_kept(stack: Stack, sizes: Sizes, dtype: torch.dtype) -> int:
 def _problem(stack: Stack, dtype: torch.dtype, input_size: int, hidden_size: int, state_size: int) -> Any:
     proj_size = 0 if state_size == hidden_size else state_size
     name = str(dtype).removeprefix("torch.")
-    return extension.problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
+    return kernels.Problem(stack.cell, name, input_size, hidden_size, proj_size, *stack[1:])
 
 
 class _Call:
