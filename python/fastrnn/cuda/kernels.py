@@ -71,6 +71,7 @@ class _Call:
         return self.library.empty(shape, self.problem.dtype, self.index)
 
     def bytes(self, count: int) -> Any:
+        # At least one, because arrays of nothing have no address, by which kernels know that they train.
         return self.library.empty((max(count, 1),), "uint8", self.index)
 
     def states(self, batch: int) -> tuple[Any, Any]:
