@@ -52,6 +52,7 @@ def _emulated():
     with pytest.MonkeyPatch.context() as patch:
         if EMULATED:
             patch.setattr(extension, "module", device.module)
+            patch.setenv("FASTRNN_CUBLASLT", "off")  # which would take addresses for those of a GPU
             patch.setattr(cuda, "_missing", lambda: None)
             patch.setattr(cuda, "_on_device_of", lambda x: contextlib.nullcontext(device.stream))
             patch.setattr(cuda, "_is_capturing", lambda x: False)

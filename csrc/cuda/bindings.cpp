@@ -118,6 +118,10 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
   m.def("graph_launches", &graph_launches);
   m.def("release_graphs", &release_graphs);
 
+  m.def("load_cublaslt", &load_cublaslt, "name"_a, "resident"_a, "least_work"_a = kLeastBlasWork);
+  m.def("unload_cublaslt", &unload_cublaslt);
+  m.def("cublaslt_products", &cublaslt_products);
+
   // out: y, h_n, c_n.
   m.def(
       "forward",

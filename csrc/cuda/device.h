@@ -26,9 +26,13 @@ struct Limits {
   int processors;  // SMs
   size_t shared;   // bytes of shared memory for a block
 };
-inline Limits current_limits() {
+inline int current_device() {
   int device;
   check(cudaGetDevice(&device));
+  return device;
+}
+inline Limits current_limits() {
+  const int device = current_device();
   const auto get = [&](cudaDeviceAttr attribute) {
     int value;
     check(cudaDeviceGetAttribute(&value, attribute, device));
@@ -50,6 +54,12 @@ void launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shar
   }
   kernel<<<grid, threads, shared, stream>>>(parameters);
   check(cudaGetLastError());  // and clears it
+}
+
+// Calls a library that launches by itself, and gives its status.
+template <class Call>
+int call_library(Call&& call) {
+  return call();
 }
 
 inline bool is_capturing(cudaStream_t stream) {

@@ -61,6 +61,7 @@ Key key_of(Pass pass, const Call& call, const std::vector<Weights>& weights) {
   Key key;
   key.add(pass, p.cell, p.dtype, p.input_size, p.hidden_size, p.proj_size, p.num_layers, p.directions, p.bias);
   key.add(b.seq_len, b.batch, b.lengths, b.resets, call.tf32, call.reserve, call.workspace);
+  key.add(blas_state());
   for (const Weights& w : weights) key.add(w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr);
   return key;
 }

@@ -3,6 +3,8 @@
 // `sizes` says, aligned to 256.
 #pragma once
 
+#include <string>
+
 #include "fastrnn.h"
 
 namespace fastrnn {
@@ -56,6 +58,17 @@ void backward(const Call& call, const std::vector<Weights>& weights, const Backw
 // that, a little of the driver's memory, can be given back.
 int64_t graph_launches();
 void release_graphs();
+
+// From how many multiplications on a product over all steps is left to cuBLASLt. A guess, not measured: below it a
+// launch takes about as long as the work.
+constexpr int64_t kLeastBlasWork = 1 << 24;
+
+// Loads NVIDIA's cuBLASLt of this name for such products, or, if `resident`, takes it only if the process has it
+// already, and gives its version; throws std::runtime_error if that fails or the version is none of those known.
+// Workspaces as large as `sizes` said before are too small from then on.
+size_t load_cublaslt(const std::string& name, bool resident, int64_t least_work = kLeastBlasWork);
+void unload_cublaslt();       // its code stays: graphs may call it
+int64_t cublaslt_products();  // how many it took so far, in graphs only once
 
 }  // namespace cuda
 }  // namespace fastrnn

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cuda/cublaslt.h"
 #include "cuda/fastrnn_cuda.h"
 #include "cuda/path.h"
 
@@ -66,7 +67,8 @@ struct Extents {
         stride((rows + 7) / 8 * 8),
         cell(cell_shape(p.cell)),
         projected(p.proj_size > 0),
-        at_once(!projected && H <= kOneSmMost ? p.directions : 1) {}
+        at_once(!projected && H <= kOneSmMost ? p.directions : 1),
+        blas(blas_workspace(rows * cell.gates * H * std::max(most_input, P))) {}
   int64_t T, B, rows, H, P;
   int64_t width;       // of a layer's output
   int64_t states;      // L*D
@@ -75,6 +77,7 @@ struct Extents {
   CellShape cell;
   bool projected;
   int at_once;  // directions of a layer that may run side by side, on some device
+  size_t blas;  // bytes that cuBLASLt wants for the largest product over all steps
 };
 
 // What forward keeps for backward.
@@ -116,11 +119,13 @@ struct ForwardWorkspace {
     dropped = arena.template take<T>(e.rows * e.width, dropout && p.num_layers > 1);
     for (int i = 0; i < 2; i++)
       outputs[i] = arena.template take<T>(e.rows * e.width, !training && p.num_layers > i + 1);
+    blas = arena.template take<char>(int64_t(e.blas), e.blas > 0);
   }
   Arena arena;
   T* gates[2];  // of each direction: (T, B, gates, H)
   T *hidden, *dropped, *outputs[2];
   Sum* c;
+  char* blas;
 };
 
 template <class N>
@@ -142,6 +147,7 @@ struct BackwardWorkspace {
     dc = arena.template take<Sum>(e.B * e.H, e.cell.has_c);
     dropped = arena.template take<T>(e.rows * e.width, dropout && p.num_layers > 1);
     for (int i = 0; i < 2; i++) doutputs[i] = arena.template take<T>(e.rows * e.width, p.num_layers > i + 1);
+    blas = arena.template take<char>(int64_t(e.blas), e.blas > 0);
   }
   Arena arena;
   T* dslots[2];        // of each direction: (T, B, slots, H)
@@ -153,6 +159,7 @@ struct BackwardWorkspace {
   Sum *direct, *dc;    // (B, P), (B, H)
   T* dropped;
   T* doutputs[2];  // (T, B, D*P)
+  char* blas;
 };
 
 }  // namespace cuda

@@ -126,8 +126,8 @@ class Forward : Pass<N> {
     s.y = y + d * e.P;
     s.h_n = out(a.h_n) + i * e.B * e.P;
     s.c_n = offset(out(a.c_n), i * e.B * e.H);
-    multiply<N>(rows_of(x, I, e.rows, I), rows_of(in(w.w_ih), I, e.cell.gates * e.H, I), I, gates, s.x_stride, false,
-                stream);
+    multiply_steps<N>(rows_of(x, I, e.rows, I), rows_of(in(w.w_ih), I, e.cell.gates * e.H, I), I, gates, s.x_stride,
+                      false, workspace.blas, stream);
     return s;
   }
 
@@ -235,9 +235,9 @@ class Backward : Pass<N> {
     if (dx) {
       const T* w_ih = in(this->weights[size_t(i)].w_ih);
       write_transposed<T>(rows_of(w_ih, I, gates_size, I), gates_size, I, workspace.w_ih_t, gates_size, stream);
-      multiply<N>(rows_of<const T>(s.dslots + e.cell.x_slot * e.H, slots_stride, e.rows, gates_size),
-                  rows_of<const T>(workspace.w_ih_t, gates_size, I, gates_size), gates_size, dx, I, d > 0, stream,
-                  rows);
+      multiply_steps<N>(rows_of<const T>(s.dslots + e.cell.x_slot * e.H, slots_stride, e.rows, gates_size),
+                        rows_of<const T>(workspace.w_ih_t, gates_size, I, gates_size), gates_size, dx, I, d > 0,
+                        workspace.blas, stream, rows);
     }
     weight_gradients(grads[size_t(i)], LiveRows<T>{rows, x, I}, I, s, reserve.scans[size_t(i)].hidden);
   }
@@ -286,8 +286,8 @@ class Backward : Pass<N> {
 
   // to (m, n) += sum over all rows of gates (m, rows) times inputs_t (n, rows).
   void add_outer(const T* gates, int64_t m, int64_t n, T* to) const {
-    multiply<N>(rows_of(gates, e.stride, m, e.stride), rows_of(workspace.inputs_t, e.stride, n, e.stride), e.stride, to,
-                n, a.accumulate, stream);
+    multiply_steps<N>(rows_of(gates, e.stride, m, e.stride), rows_of(workspace.inputs_t, e.stride, n, e.stride),
+                      e.stride, to, n, a.accumulate, workspace.blas, stream);
   }
 
   const BackwardArrays& a;

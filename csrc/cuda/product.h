@@ -1,7 +1,9 @@
-// Products over all time steps: out = A B^T, or out += A B^T; and the transposed copies that make every product one of
-// rows with rows.
+// Products over all time steps: out = A B^T, or out += A B^T, by cuBLASLt or the own kernel; and the transposed copies
+// that make every product one of rows with rows.
 #pragma once
 
+#include "cuda/cublaslt.h"
+#include "cuda/pointwise.h"
 #include "cuda/rows.h"
 #include "cuda/tile.h"
 
@@ -49,6 +51,37 @@ void multiply(const RowOperand<T>& a, const RowOperand<T>& b, int64_t k_size, T*
   const int64_t column_blocks = (b.count + kProductColumns - 1) / kProductColumns;
   launch(product<N>, dim3(unsigned(row_blocks * column_blocks)), kThreads, ProductTile<N>::kSharedBytes, stream,
          Product<N>{a, b, out, out_stride, k_size, column_blocks, add, rows, first_row});
+}
+
+template <class N>
+constexpr BlasNumber blas_number() {
+  if constexpr (std::is_same_v<N, Float64>) return BlasNumber::float64;
+  if constexpr (std::is_same_v<N, Float32>) return BlasNumber::float32;
+  if constexpr (std::is_same_v<N, Tf32>) return BlasNumber::tf32;
+  if constexpr (std::is_same_v<N, Float16>) return BlasNumber::float16;
+  if constexpr (std::is_same_v<N, Bfloat16>) return BlasNumber::bfloat16;
+}
+
+// (T, B, columns) = 0 in the rows that do not live.
+template <class T>
+struct ClearDead {
+  Rows rows;
+  int64_t columns;
+  T* out;
+  int64_t stride;
+  FASTRNN_DEVICE void operator()(int64_t i) const {
+    if (!rows.lives(i / columns)) out[i / columns * stride + i % columns] = T{};
+  }
+};
+
+// The same for all steps, by cuBLASLt if it takes the product.
+template <class N, class T = typename N::Storage>
+void multiply_steps(const RowOperand<T>& a, const RowOperand<T>& b, int64_t k_size, T* out, int64_t out_stride,
+                    bool add, void* blas_workspace, cudaStream_t stream, const Rows& rows = {}) {
+  const BlasProduct product = {blas_number<N>(), a.count,  b.count,    k_size, a.data,        b.data, out,
+                               a.stride,         b.stride, out_stride, add,    blas_workspace};
+  if (!blas_multiply(product, stream)) return multiply<N>(a, b, k_size, out, out_stride, add, stream, rows);
+  if (rows.lengths) run_pointwise(a.count * b.count, stream, ClearDead<T>{rows, b.count, out, out_stride});
 }
 
 // to (columns, stride) = the rows of source (rows, columns), transposed, and zeros from `rows` on to the stride.

@@ -53,6 +53,23 @@ def graph_launches() -> int:
 def release_graphs() -> None:
     """Drops the graphs that are kept for calls that come again."""
 
+def load_cublaslt(name: str, resident: bool, least_work: int = ...) -> int:
+    """Leaves large products to this cuBLASLt, if `resident` only if the process has it already; gives its version, such
+    as 120904 for 12.9.4.
+
+    Products are large from `least_work` multiplications on. Sizes of workspaces must be asked for anew afterwards.
+    fastrnn.cublaslt decides which one is loaded.
+
+    Raises:
+        RuntimeError: it cannot be loaded, or is of no known version.
+    """
+
+def unload_cublaslt() -> None:
+    """Leaves products to cuBLASLt no more."""
+
+def cublaslt_products() -> int:
+    """How many products cuBLASLt took in this process; those of a graph count when it is made."""
+
 def forward(
     problem: Problem,
     seq_len: int,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .. import cublaslt
+
 #: The extension, and why there is none.
 module: Any
 absent: str | None
@@ -20,6 +22,12 @@ def _load() -> None:
         absent = "this fastrnn was built without CUDA"
     except ImportError as error:
         absent = f"fastrnn._cuda cannot be loaded: {error}"
+
+
+def sizes(problem: Any, seq_len: int, batch: int, dropout: float, training: bool) -> tuple[int, int, int]:
+    """Bytes of the reserve and of the workspaces of forward and backward, with room for the cuBLASLt that is used."""
+    cublaslt.choose(module)
+    return module.sizes(problem, seq_len, batch, dropout, training)
 
 
 def __getattr__(name: str) -> Any:

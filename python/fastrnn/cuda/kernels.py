@@ -57,7 +57,7 @@ class _Call:
         self._rows = [self._uploaded("lengths", lengths), self._uploaded("resets", resets)]  # kept alive
         tf32 = problem.dtype == "float32" and bool(sys.modules[__package__].allow_tf32)
         self.options = extension.module.Options(*map(_address, self._rows), dropout, dropout_seed, tf32)
-        self.reserve, *self.workspaces = extension.module.sizes(problem, *self.extent, dropout, training)
+        self.reserve, *self.workspaces = extension.sizes(problem, *self.extent, dropout, training)
 
     def _uploaded(self, name: str, array: Any) -> Any:
         if not isinstance(array, np.ndarray):

@@ -123,7 +123,7 @@ class _Call:
             0 if given.seed is None else int(given.seed),
             given.x.dtype == torch.float32 and _allow_tf32(),
         )
-        self.reserve, *self._workspaces = extension.module.sizes(self.problem, *self.extent, given.dropout, training)
+        self.reserve, *self._workspaces = extension.sizes(self.problem, *self.extent, given.dropout, training)
 
     def bytes(self, count: int) -> Tensor:
         return self.x.new_empty(count, dtype=torch.uint8)

@@ -231,7 +231,9 @@ inline Limits current_limits() {
   return {90, 132, shared ? size_t(std::atoll(shared)) : 227 * 1024};
 }
 
-inline bool is_capturing(cudaStream_t) { return false; }
+inline int current_device() { return 0; }
+
+inline bool is_capturing(cudaStream_t) { return std::getenv("FASTRNN_EMULATION_CAPTURING"); }
 
 class Graph {
  public:
@@ -269,6 +271,15 @@ void launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shar
   std::shuffle(order.begin(), order.end(), random);
   const std::function<void()> body = [&] { kernel(parameters); };
   for (const unsigned i : order) emulation::Block(dim3(i, 0, 0), threads, shared, random, body).run();
+}
+
+template <class Call>
+int call_library(Call&& call) {
+  if (Graph* graph = Graph::recording()) {
+    graph->launches.push_back([=] { call(); });
+    return 0;
+  }
+  return call();
 }
 
 inline char* shared_memory() { return emulation::Block::current()->shared(); }
