@@ -31,6 +31,7 @@ def test_dicts_say_what_the_core_says():
     assert found["threads"]["count"] == fastrnn.get_num_threads()
     assert found["cuda"]["built"] is False
     assert found["cuda"]["missing"][0] == "this fastrnn was built without CUDA"
+    assert found["cuda"]["cublaslt"] is None
     assert found["libraries"]["numpy"]
     assert json.loads(json.dumps(found)) == found
 
@@ -41,7 +42,7 @@ def test_text_is_printed(capsys):
     assert err == ""
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert list(lines) == [
-        "fastrnn", "system", "compiler", "isa", "threads", "cuda", "driver", "devices", "libraries",
+        "fastrnn", "system", "compiler", "isa", "threads", "cuda", "driver", "devices", "cublaslt", "libraries",
     ]  # fmt: skip
     assert fastrnn.__version__ in lines["fastrnn"]
     assert f"{_core.config()['isa']} (compiled:" in lines["isa"]
@@ -51,18 +52,27 @@ def test_text_is_printed(capsys):
 
 
 def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(extension, "module", types.SimpleNamespace(build="CUDA 13.0 for 80,90a-real"))
+    kernels = types.ModuleType("fastrnn._cuda")
+    kernels.build, kernels.load_cublaslt = "CUDA 13.0 for 80,90a-real", lambda name, resident: 120904
+    monkeypatch.setattr(extension, "module", kernels)
     monkeypatch.setattr(extension, "absent", None)
     monkeypatch.setattr(config, "missing_for_cuda", lambda: missing)
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", "general")
+    monkeypatch.delenv("FASTRNN_CUBLASLT", raising=False)
+    monkeypatch.delenv("FASTRNN_CUDA_GRAPHS", raising=False)
     missing = ["no CuPy"]
     found = fastrnn.show_config(mode="dicts")["cuda"]
     assert found["built"] is True
     assert found["build"] == "CUDA 13.0 for 80,90a-real"
+    assert found["cublaslt"] == "12.9.4, libcublasLt.so.13 of this process"
+    assert found["environment"] == {"FASTRNN_CUDA_PATH": "general"}
     fastrnn.show_config()
-    assert "built with CUDA 13.0 for 80,90a-real, not available: no CuPy\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "built with CUDA 13.0 for 80,90a-real, not available: no CuPy (FASTRNN_CUDA_PATH=general)\n" in out
+    assert "cublaslt   12.9.4, libcublasLt.so.13 of this process" in out
     missing = []
     fastrnn.show_config()
-    assert "built with CUDA 13.0 for 80,90a-real, available\n" in capsys.readouterr().out
+    assert "built with CUDA 13.0 for 80,90a-real, available (FASTRNN_CUDA_PATH=general)\n" in capsys.readouterr().out
 
 
 def test_unknown_mode():

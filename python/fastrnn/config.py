@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import _core
+from . import _core, cublaslt
 from .checks import check_choice
 from .cuda import extension
 
@@ -27,7 +27,11 @@ _LIBRARIES = {
     "sacrebleu": ("sacrebleu",),
     "matplotlib": ("matplotlib",),
 }
-_ENVIRONMENT = ("FASTRNN_ISA", "FASTRNN_NUM_THREADS", "OMP_NUM_THREADS")
+#: Variables that are heard, by what they are about.
+_ENVIRONMENT = {
+    "threads": ("FASTRNN_ISA", "FASTRNN_NUM_THREADS", "OMP_NUM_THREADS"),
+    "cuda": ("FASTRNN_CUDA_PATH", "FASTRNN_CUDA_GRAPHS", cublaslt.VARIABLE),
+}
 
 
 def show_config(mode: str = "text") -> dict[str, Any] | None:
@@ -93,7 +97,7 @@ def collect() -> dict[str, Any]:
         },
         "threads": {
             "count": _core.get_num_threads(),
-            "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            "environment": _environment("threads"),
         },
         "cuda": {
             "built": cuda_build() is not None,
@@ -101,25 +105,37 @@ def collect() -> dict[str, Any]:
             "missing": missing_for_cuda(),
             "driver": cuda_driver(),
             "devices": cuda_devices(),
+            "cublaslt": cuda_cublaslt(),
+            "environment": _environment("cuda"),
         },
         "libraries": libraries(),
     }
 
 
+def _environment(section: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in _ENVIRONMENT[section] if name in os.environ}
+
+
 def describe(config: dict[str, Any]) -> Iterator[str]:
     """The lines of the text form."""
     machine, isa, threads, cuda = config["machine"], config["isa"], config["threads"], config["cuda"]
-    variables = ", ".join(f"{name}={value}" for name, value in threads["environment"].items())
+
+    def variables(section: dict[str, Any]) -> str:
+        text = ", ".join(f"{name}={value}" for name, value in section["environment"].items())
+        return f" ({text})" if text else ""
+
     rows = {
         "fastrnn": config["version"],
         "system": f"{machine['system']}, Python {machine['python']}",
         "compiler": machine["compiler"],
         "isa": f"{isa['in_use']} (compiled: {', '.join(isa['compiled'])}; available: {', '.join(isa['available'])})",
-        "threads": str(threads["count"]) + (f" ({variables})" if variables else ""),
+        "threads": f"{threads['count']}{variables(threads)}",
         "cuda": (f"built with {cuda['build']}, " if cuda["built"] else "")
-        + (f"not available: {'; '.join(cuda['missing'])}" if cuda["missing"] else "available"),
+        + (f"not available: {'; '.join(cuda['missing'])}" if cuda["missing"] else "available")
+        + variables(cuda),
         "driver": cuda["driver"] or "no NVIDIA driver found",
         "devices": ", ".join(cuda["devices"]) or "none",
+        "cublaslt": cuda["cublaslt"] or "not looked for without the CUDA kernels",
         "libraries": ", ".join(f"{name} {number or 'not found'}" for name, number in config["libraries"].items()),
     }
     width = max(map(len, rows))
@@ -158,6 +174,16 @@ def missing_for_cuda() -> list[str]:
 def cuda_build() -> str | None:
     """The CUDA and the GPUs that the kernels were compiled with and for, None without them. Needs no driver."""
     return None if extension.module is None else extension.module.build
+
+
+def cuda_cublaslt() -> str | None:
+    """Version and place of the cuBLASLt that the kernels leave large products to, or why there is none; None without
+    the kernels. Loads it.
+
+    Raises:
+        ValueError: FASTRNN_CUBLASLT names what is none.
+    """
+    return None if extension.module is None else cublaslt.choose(extension.module).text
 
 
 def cuda_driver() -> str | None:
