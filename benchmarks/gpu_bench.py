@@ -23,7 +23,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn.torch
-from fastrnn import _cuda
+from fastrnn import _cuda, cublaslt
 
 #: T, B, I, H, L, bidirectional
 SHAPES = (
@@ -41,6 +41,8 @@ SHAPES = (
 )
 #: Lengths are drawn from 1..T.
 PACKED = (256, 32, 256, 256, 1, False)
+#: Where the own kernel's products are measured beside cuBLASLt's.
+OWN_PRODUCTS = SHAPES[:3]
 NUMBERS = ("bfloat16", "float16", "float32", "tf32")
 GATES = {"lstm": 4, "gru": 3}
 SECONDS = 0.6  # of each row's turns
@@ -109,8 +111,10 @@ def measure(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> d
         "layer_training": training(mine, x.clone().requires_grad_(), lambda x: x, dy),
     }
     expected = ways["cudnn_training"]().detach()
+    before = _cuda.cublaslt_products()
     both.both()
     row: dict[str, Any] = {
+        "cublaslt_products": _cuda.cublaslt_products() - before,
         "error": {
             "y": off(both.y, expected),
             "inference": off(forward.forward(), ways["cudnn_inference"]()),
@@ -130,6 +134,12 @@ def measure(cell: str, number: str, shape: tuple[Any, ...], latency: float) -> d
             ways |= {
                 "general_inference_graph": captured(forward.forward),
                 "general_training_graph": captured(both.both),
+            }
+    if row["cublaslt_products"] and shape in OWN_PRODUCTS:
+        with own_products():
+            ways |= {
+                "own_products_inference_graph": captured(forward.forward),
+                "own_products_training_graph": captured(both.both),
             }
     return row | in_turns(ways) | {"floor_inference_ms": 1e3 * floor(cell, number, shape, latency)}
 
@@ -192,6 +202,7 @@ class Ours:
         L, D = layer.num_layers, 1 + layer.bidirectional
         self._problem = _cuda.Problem(cell, dtype, layer.input_size, layer.hidden_size, 0, L, layer.bidirectional, True)
         self._options = _cuda.Options(None, None, 0.0, 0, number == "tf32")
+        cublaslt.choose(_cuda)
         self._weights = [w.detach() for w in layer.parameters()]
         sizes = _cuda.sizes(self._problem, self._T, self._B, 0.0, training)
         self._memory = [torch.empty(n, dtype=torch.uint8, device="cuda") for n in sizes]
@@ -232,6 +243,16 @@ def general() -> Iterator[None]:
         yield
     finally:
         del os.environ["FASTRNN_CUDA_PATH"]
+
+
+@contextlib.contextmanager
+def own_products() -> Iterator[None]:
+    """Calls leave nothing to cuBLASLt, which was in use."""
+    _cuda.unload_cublaslt()
+    try:
+        yield
+    finally:
+        _cuda.load_cublaslt(cublaslt.choose(_cuda).name, False)
 
 
 def stream() -> int:

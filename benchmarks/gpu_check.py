@@ -28,10 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("build", "tests", "latency", "bench", "sanitizer")
 #: Seconds that each may take at most. What a part leaves is the later ones'.
 SECONDS = {"build": 240, "tests": 120, "latency": 30, "bench": 200, "sanitizer": 60}
-#: Small, and among them all that a kernel distinguishes.
-SANITIZED = "T2 or past_a_rows or added_to"
+#: Small, and among them all that a kernel distinguishes; cuBLASLt's own kernels are not ours to check.
+SANITIZED = "(T2 or past_a_rows or added_to) and not cublaslt"
 TESTS = (
     "tests/test_cuda_kernels.py",
+    "tests/test_cuda_cublaslt.py",
     "tests/test_torch_cuda.py",
     "tests/test_gpu_layers.py",
     "tests/test_gpu_libraries.py",
@@ -98,11 +99,17 @@ class Checks:
         shutil.copytree(ROOT / "python" / "fastrnn", self.package / "fastrnn", dirs_exist_ok=True)
         for module in [*self.build.glob("_core*.so"), *self.build.glob("csrc/cuda/_cuda*.so")]:
             shutil.copy(module, self.package / "fastrnn")
-        see = "import torch; from fastrnn import _cuda; assert torch.cuda.is_available(); print(_cuda.build)"
+        see = (
+            "import torch; from fastrnn import _cuda, config; assert torch.cuda.is_available(); "
+            "print(_cuda.build); print(config.cuda_cublaslt())"
+        )
         status, output = self.run(sys.executable, "-c", see, seconds=60)
         if status != 0:
             raise Failed(f"built, but not usable: {output[-2000:]}")
-        self.results["build"] = {"seconds": round(time.monotonic() - start, 1), "for": output.strip().splitlines()[-1]}
+        built_for, library = output.strip().splitlines()[-2:]
+        self.results["build"] = {
+            "seconds": round(time.monotonic() - start, 1), "for": built_for, "cublaslt": library
+        }  # fmt: skip
 
     def part_tests(self) -> None:
         self._need_build()
