@@ -115,6 +115,16 @@ def test_weight_gradients_are_added_to_what_is_there(number, library):
 
 
 @emulated
+def test_only_tf32_rounds_float32s(library):
+    case = Case("rnn_tanh", "float32", T=1, B=4, I=8, H=8, state=False)  # no product but that with x
+    data, expected, allowed = helpers.drawn(case)
+    y = {number: Call(device, case, data, number).forward()["y"] for number in ("float32", "tf32")}
+    error = {number: helpers.largest(y[number] - expected["y"]) for number in y}
+    assert error["float32"] <= allowed["y"]
+    assert EPS["tf32"] / 64 < error["tf32"] < 8 * EPS["tf32"]
+
+
+@emulated
 @pytest.mark.parametrize("number", NUMBERS)
 def test_arrays_need_no_more_than_their_dtypes_alignment(number, library):
     class Offset(cuda_calls.Emulation):
