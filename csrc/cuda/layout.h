@@ -125,7 +125,7 @@ struct ForwardWorkspace {
   T* gates[2];  // of each direction: (T, B, gates, H)
   T *hidden, *dropped, *outputs[2];
   Sum* c;
-  char* blas;
+  char* blas;  // for cuBLASLt
 };
 
 template <class N>
@@ -159,7 +159,7 @@ struct BackwardWorkspace {
   Sum *direct, *dc;    // (B, P), (B, H)
   T* dropped;
   T* doutputs[2];  // (T, B, D*P)
-  char* blas;
+  char* blas;      // for cuBLASLt
 };
 
 }  // namespace cuda

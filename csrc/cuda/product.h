@@ -74,7 +74,7 @@ struct ClearDead {
   }
 };
 
-// The same for all steps, by cuBLASLt if it takes the product.
+// As multiply, over all steps: by cuBLASLt if it takes the product.
 template <class N, class T = typename N::Storage>
 void multiply_steps(const RowOperand<T>& a, const RowOperand<T>& b, int64_t k_size, T* out, int64_t out_stride,
                     bool add, void* blas_workspace, cudaStream_t stream, const Rows& rows = {}) {
