@@ -23,7 +23,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn.torch
-from fastrnn import _cuda, cublaslt
+from fastrnn import _cuda
+from fastrnn.cuda import cublaslt
 
 #: T, B, I, H, L, bidirectional
 SHAPES = (

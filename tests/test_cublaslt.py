@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from fastrnn import cublaslt
+from fastrnn.cuda import cublaslt
 
 SONAMES = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"]
 

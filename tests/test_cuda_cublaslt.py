@@ -13,7 +13,7 @@ import pytest
 import cuda_calls
 import helpers
 from cuda_calls import EPS, NUMBERS, Call
-from fastrnn import cublaslt
+from fastrnn.cuda import cublaslt
 from helpers import Case
 from test_cuda_kernels import SamePlaces, drawn
 

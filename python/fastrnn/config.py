@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import _core, cublaslt
+from . import _core
 from .checks import check_choice
-from .cuda import extension
+from .cuda import cublaslt, extension
 
 #: Libraries that fastrnn or its extras work with, and the distributions that carry them.
 _LIBRARIES = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .. import cublaslt
+from . import cublaslt
 
 #: The extension, and why there is none.
 module: Any
