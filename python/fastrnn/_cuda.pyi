@@ -58,7 +58,7 @@ def load_cublaslt(name: str, resident: bool, least_work: int = ...) -> int:
     as 120904 for 12.9.4.
 
     Products are large from `least_work` multiplications on. Sizes of workspaces must be asked for anew afterwards.
-    fastrnn.cublaslt decides which one is loaded.
+    fastrnn.cuda.cublaslt decides which one is loaded.
 
     Raises:
         RuntimeError: it cannot be loaded, or is of no known version.
