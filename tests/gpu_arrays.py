@@ -17,7 +17,7 @@ import pytest
 import cuda_calls
 import fake_cupy
 from fastrnn import config, spec
-from fastrnn.cuda import extension, kernels, libraries
+from fastrnn.cuda import cublaslt, extension, kernels, libraries
 
 device = cuda_calls.device()
 EMULATED = isinstance(device, cuda_calls.Emulation)
@@ -46,6 +46,7 @@ def installed() -> Iterator[None]:
         patch.setitem(sys.modules, "cupy", fake_cupy.module())
         patch.setattr(extension, "module", device.module)
         patch.setattr(extension, "absent", None)
+        patch.setattr(cublaslt, "choose", lambda kernels: None)  # one would take addresses for those of a GPU
         patch.setattr(config, "cuda_driver", lambda: "emulated")
         if torch is not None:
             patch.setattr(libraries.Torch, "device", lambda self, array: None if array.device.type == "meta" else 0)

@@ -24,10 +24,10 @@ def _load() -> None:
         absent = f"fastrnn._cuda cannot be loaded: {error}"
 
 
-def sizes(problem: Any, seq_len: int, batch: int, dropout: float, training: bool) -> tuple[int, int, int]:
-    """Bytes of the reserve and of the workspaces of forward and backward, with room for the cuBLASLt that is used."""
+def sizes(*args: Any) -> tuple[int, int, int]:
+    """As the extension's, with room for the cuBLASLt that is used."""
     cublaslt.choose(module)
-    return module.sizes(problem, seq_len, batch, dropout, training)
+    return module.sizes(*args)
 
 
 def __getattr__(name: str) -> Any:
