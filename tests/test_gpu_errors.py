@@ -258,8 +258,8 @@ def test_what_is_missing_is_named(what, monkeypatch):
         def broken():
             raise ImportError("libcublas.so.13: cannot open")
 
+        monkeypatch.setattr("fastrnn.cuda.spec.cupy", broken)  # first: its import takes the other's
         monkeypatch.setattr(libraries, "cupy", broken)
-        monkeypatch.setattr("fastrnn.cuda.spec.cupy", broken)
         expected = "CuPy, which holds a layer's weights, cannot be imported: libcublas.so.13: cannot open"
     elif what == "gpu":
 
