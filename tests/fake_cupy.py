@@ -16,7 +16,7 @@ import numpy as np
 DEVICES = 2
 
 
-class ndarray:
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, values, device=None):
         self._values = values
         self.device = cuda.Device(cuda.Device().id if device is None else device)
@@ -90,11 +90,6 @@ class ndarray:
 
     def max(self):
         return self._like(np.asarray(self._values.max()))
-
-    def __add__(self, other):
-        return self._like(np.asarray(self._values + _plain(other)))
-
-    __radd__ = __add__
 
     def reshape(self, *shape):
         return self._like(self._values.reshape(*shape))

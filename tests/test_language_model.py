@@ -86,6 +86,20 @@ def test_tied_weight_is_one_array():
     assert untied.num_parameters - model.num_parameters == model.output.weight.size
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_gradients_are_added_or_take_the_place_of_others(tie):
+    model = tiny(tie=tie, hidden=6)
+    ids = model.build(TEXT).encode(TEXT[:41])
+    inputs, targets = streams(ids, 4)
+    model.loss_and_grads(inputs, targets)
+    once = [{name: g.copy() for name, g in group.items()} for group in model.grads]
+    for accumulate, times in ((True, 2), (False, 1), (False, 1)):
+        model.loss_and_grads(inputs, targets, accumulate=accumulate)
+        for group, expected in zip(model.grads, once, strict=True):
+            for name, grad in group.items():
+                np.testing.assert_allclose(grad, times * expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
 def test_layers_alone():
     rng = np.random.default_rng(0)
     embedding = Embedding(5, 3, np.dtype("f8"), rng)

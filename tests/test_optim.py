@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastrnn
 from fastrnn import clip_grad_norm
 from fastrnn.optim import SGD, Adam, AdamW
 
@@ -84,6 +85,45 @@ def test_takes_the_array_that_an_entry_holds_now():
     optimizer.step(grads)
     assert np.array_equal(params["w"], [4, 4, 4])
     assert np.array_equal(old, [0, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(SGD, {}), (SGD, {"momentum": 0.9, "weight_decay": 0.1}), (Adam, {"weight_decay": 0.1})]
+)
+def test_scaled_gradients(kind, options, dtype):
+    one, other = arrays(0, dtype), arrays(0, dtype)
+    given, scaled = arrays(1, dtype), arrays(1, dtype)
+    for array in flat(scaled):
+        array *= 0.25
+    kept = copy.deepcopy(given)
+    a, b = kind(one, lr=0.1, **options), kind(other, lr=0.1, **options)
+    for _ in range(3):
+        a.step(given, 0.25)  # a power of two: no other rounding
+        b.step(scaled)
+    for x, y in ((one, other), (given, kept)):
+        assert all(np.array_equal(p, q) for p, q in zip(flat(x), flat(y), strict=True))
+    with pytest.raises(ValueError, match=f"^{kind._name}: scale must be a finite number >= 0, got nan"):
+        a.step(given, math.nan)
+
+
+def test_norm_and_steps_do_not_depend_on_threads():
+    before, seen = fastrnn.get_num_threads(), []
+    for threads in (1, 2, 3):
+        fastrnn.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        grads = {str(n): rng.standard_normal(n, dtype=np.float32) for n in (0, 1, 31, 32, 33, 16384, 16385, 200001)}
+        exact = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads.values()))
+        params = {name: g.copy() for name, g in grads.items()}
+        norm = clip_grad_norm(grads, 1.0)
+        Adam(params).step(grads)
+        seen.append((norm, grads, params))
+    fastrnn.set_num_threads(before)
+    for norm, grads, params in seen:
+        assert norm == seen[0][0] == pytest.approx(exact, rel=1e-12)
+        for name in grads:
+            assert np.array_equal(grads[name], seen[0][1][name])
+            assert np.array_equal(params[name], seen[0][2][name])
 
 
 def test_gradient_may_have_any_layout():

@@ -126,6 +126,38 @@ def cross_entropy(
 ) -> _Array:
     """-log softmax(x weightᵀ + bias)[target] of each row, and the gradients of ``scale`` times their sum."""
 
+def multiply(dtype: str, arrays: list[_Array], factor: float) -> None:
+    """In place, as all of these: whole C-contiguous arrays of the dtype."""
+
+def sgd(
+    dtype: str,
+    params: list[_Array],
+    grads: list[_Array],
+    buffers: list[_Array],  # of the momentum; empty: none
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    scale: float,  # of the gradients
+) -> None: ...
+def adam(
+    dtype: str,
+    params: list[_Array],
+    grads: list[_Array],
+    first: list[_Array],
+    second: list[_Array],
+    lr: float,  # over 1 - beta_1^t
+    beta_1: float,
+    beta_2: float,
+    eps: float,
+    root: float,  # sqrt(1 - beta_2^t)
+    weight_decay: float,  # added to the gradient
+    shrink: float,  # what params are multiplied by first
+    scale: float,
+) -> None: ...
+def sum_of_squares(dtype: str, grads: list[_Array], divisor: float) -> float:
+    """Of (g / divisor), in float64; the order of the sum depends on the shapes alone."""
+
 class Stream:
     """One step at a time on weights packed once."""
 

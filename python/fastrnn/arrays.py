@@ -7,7 +7,6 @@ libraries have in common: shape, slices, swapaxes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,9 +145,7 @@ def type_name(value: Any) -> str:
     return kind.__name__ if kind.__name__ != "ndarray" else f"{kind.__module__.partition('.')[0]}.ndarray"
 
 
-# ---- optimizers call NumPy's functions, which CuPy's arrays take too
-
-BLOCK = 1 << 14  # elements of NumPy's that are worked on at once: a few scratch arrays of them stay within L2
+# ---- optimizers take CuPy's arrays as they take NumPy's
 
 
 def is_cupys(array: Any) -> bool:
@@ -167,14 +164,3 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
 def copy_of(array: np.ndarray) -> np.ndarray:
     with on_device_of(array):
         return array.copy()
-
-
-def blocks(flat: np.ndarray) -> Iterator[slice]:
-    step = BLOCK if isinstance(flat, np.ndarray) else max(flat.size, 1)
-    for start in range(0, flat.size, step):
-        yield slice(start, min(start + step, flat.size))
-
-
-def scratch_for(flat: np.ndarray, dtype: Any) -> np.ndarray:
-    """Room for a block."""
-    return np.empty(BLOCK, dtype) if isinstance(flat, np.ndarray) else np.empty_like(flat, dtype=dtype)

@@ -1,21 +1,22 @@
-"""Optimizers and gradient clipping for dicts of NumPy arrays, or of CuPy's, which take NumPy's functions.
+"""Optimizers and gradient clipping for dicts of NumPy arrays, or of CuPy's.
 
 Parameters and gradients are one dict or several (a list of dicts), such as ``layer.parameters`` and ``layer.grads``. An
 optimizer keeps the dicts, not the arrays: an entry that is replaced by another array of its shape and dtype takes part
-in the next step. Updates run in place: on the CPU block by block, so that their temporaries stay in the cache, on a GPU
-array by array, on its current stream.
+in the next step. Updates run in place: on the CPU in kernels that read and write each number once, on a GPU by the
+arrays' own operations, on its current stream.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import BLOCK, blocks, copy_of, is_cupys, on_device_of, place_of, scratch_for, type_name
+from . import _core
+from .arrays import HOST, copy_of, is_cupys, on_device_of, place_of, type_name
 from .checks import check_flag, check_probability, check_real, check_size
 
 Arrays = Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
@@ -43,20 +44,36 @@ def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
         raise ValueError(f"{where}: {label} must be writeable, got a read-only array")
 
 
-def _sum_of_squares(arrays: list[np.ndarray], scale: float) -> float:
-    """Sum of (g / scale)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
-    on_cpu = np.empty(BLOCK)
+def _by_dtype(arrays: Iterable[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Those of the CPU, C-contiguous, for a call of the kernels for each dtype."""
+    for dtype in ("float32", "float64"):
+        chosen = [HOST.contiguous(a) for a in arrays if isinstance(a, np.ndarray) and a.dtype.name == dtype]
+        if chosen:
+            yield dtype, chosen
+
+
+def _sum_of_squares(arrays: list[np.ndarray], divisor: float) -> float:
+    """Sum of (g / divisor)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
     total = 0.0
+    for dtype, chosen in _by_dtype(arrays):
+        total += _core.sum_of_squares(dtype, chosen, divisor)
     for array in arrays:
-        flat = array.reshape(-1)
-        with on_device_of(array):
-            scratch = on_cpu if isinstance(array, np.ndarray) else scratch_for(flat, np.float64)
-            for block in blocks(flat):
-                part = scratch[: block.stop - block.start]
-                np.divide(flat[block], scale, out=part, dtype=np.float64)
-                np.multiply(part, part, out=part)
-                total += float(part.sum())
+        if not isinstance(array, np.ndarray):
+            with on_device_of(array):
+                wide = array.astype(np.float64) / divisor
+                total += float((wide * wide).sum())
     return total
+
+
+def _multiply(arrays: list[np.ndarray], factor: float) -> None:
+    plain = [array for array in arrays if isinstance(array, np.ndarray) and HOST.contiguous(array) is array]
+    for dtype, chosen in _by_dtype(plain):
+        _core.multiply(dtype, chosen, factor)
+    done = set(map(id, plain))
+    for array in arrays:
+        if id(array) not in done:
+            with on_device_of(array):
+                np.multiply(array, factor, out=array)
 
 
 def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
@@ -109,9 +126,7 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
             return norm
         scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
         if scale != 1.0:
-            for array in arrays:
-                with on_device_of(array):
-                    np.multiply(array, scale, out=array)
+            _multiply(arrays, scale)
     return norm
 
 
@@ -120,11 +135,20 @@ def _largest(array: np.ndarray) -> float:
         return float(np.abs(array).max())
 
 
-class Optimizer(ABC):
-    """What SGD and Adam share: checking, walking over the blocks, state_dict.
+class _Batch(NamedTuple):
+    """Arrays of the CPU for one call of the kernels."""
 
-    A subclass names its hyperparameters in ``_options`` and its arrays per parameter in ``_slots``, and updates one
-    block in ``_update``.
+    dtype: str
+    params: list[np.ndarray]
+    grads: list[np.ndarray]
+    slots: list[list[np.ndarray]]  # for each slot one of every parameter
+
+
+class Optimizer(ABC):
+    """What SGD and Adam share: checking, sorting, state_dict.
+
+    A subclass names its hyperparameters in ``_options`` and its arrays per parameter in ``_slots``, and updates arrays
+    of the CPU in ``_run`` and one of a GPU in ``_update``.
     """
 
     _name = "optimizer"
@@ -160,26 +184,30 @@ class Optimizer(ABC):
     def lr(self, value: float) -> None:
         self._lr = check_real(self._name, "lr", value)
 
-    def step(self, grads: Arrays) -> None:
+    def step(self, grads: Arrays, scale: float = 1.0) -> None:
         """Update every parameter in place; ``grads`` must have the names, shapes and dtypes of the parameters.
 
-        Everything is checked before the first array changes.
+        ``scale`` multiplies the gradients, whose arrays stay as they are: with ``max_norm / norm`` that is clipping
+        without another pass over them. Everything is checked before the first array changes.
         """
         work = list(self._pairs(_as_groups(self._name, "grads", grads)))
+        if scale != 1.0:
+            scale = check_real(self._name, "scale", scale)
         self._step += 1
-        scratch: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
-        for param, grad, slots in work:
-            with on_device_of(param):
-                p, g = param.reshape(-1), grad.reshape(-1)
-                kept = scratch.get(p.dtype) if isinstance(p, np.ndarray) else None
-                first, second = kept or (scratch_for(p, p.dtype), scratch_for(p, p.dtype))
-                if isinstance(p, np.ndarray):
-                    scratch[p.dtype] = first, second
-                flat = {name: slot.reshape(-1) for name, slot in slots.items()}
-                for block in blocks(p):
-                    size = block.stop - block.start
-                    parts = {name: slot[block] for name, slot in flat.items()}
-                    self._update(p[block], g[block], parts, first[:size], second[:size])
+        for dtype in ("float32", "float64"):
+            batch = _Batch(dtype, [], [], [[] for _ in self._slots])
+            for param, grad, of_param in work:
+                if isinstance(param, np.ndarray) and param.dtype.name == dtype:
+                    batch.params.append(param)
+                    batch.grads.append(HOST.contiguous(grad))
+                    for arrays, name in zip(batch.slots, self._slots, strict=True):
+                        arrays.append(of_param[name])
+            if batch.params:
+                self._run(batch, scale)
+        for param, grad, of_param in work:
+            if not isinstance(param, np.ndarray):
+                with on_device_of(param):
+                    self._update(param, grad if scale == 1.0 else grad * scale, of_param)
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, step count and, under "state", copies of the arrays ("0.w.exp_avg": of "w" in dict 0)."""
@@ -263,17 +291,12 @@ class Optimizer(ABC):
             raise TypeError(f"{self._name}: {label} must have dtype {like.dtype}, got {array.dtype}")
 
     @abstractmethod
-    def _update(
-        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
-    ) -> None: ...
+    def _run(self, batch: _Batch, scale: float) -> None:
+        """By the kernels: all arrays of the CPU of one dtype."""
 
-    def _decayed(self, p: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """g + weight_decay * p, in ``out`` unless there is nothing to add."""
-        if self.weight_decay == 0.0:
-            return g
-        np.multiply(p, self.weight_decay, out=out)
-        np.add(out, g, out=out)
-        return out
+    @abstractmethod
+    def _update(self, p: Any, g: Any, slots: dict[str, Any]) -> None:
+        """By the array's own operations."""
 
 
 class SGD(Optimizer):
@@ -321,21 +344,19 @@ class SGD(Optimizer):
             self._slots = ("momentum_buffer",)
         super().__init__(params, lr, weight_decay)
 
-    def _update(
-        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
-    ) -> None:
-        d = self._decayed(p, g, first)
+    def _run(self, batch: _Batch, scale: float) -> None:
+        (buffers,) = batch.slots or ([],)
+        options = self._lr, self.momentum, self.nesterov, self.weight_decay
+        _core.sgd(batch.dtype, batch.params, batch.grads, buffers, *options, scale)
+
+    def _update(self, p: Any, g: Any, slots: dict[str, Any]) -> None:
+        d = g + self.weight_decay * p
         if self.momentum > 0.0:
             v = slots["momentum_buffer"]
-            np.multiply(v, self.momentum, out=v)
-            np.add(v, d, out=v)
-            if self.nesterov:
-                np.multiply(v, self.momentum, out=second)
-                d = np.add(second, d, out=second)
-            else:
-                d = v
-        np.multiply(d, self._lr, out=second)
-        np.subtract(p, second, out=p)
+            v *= self.momentum
+            v += d
+            d = d + self.momentum * v if self.nesterov else v
+        p -= self._lr * d
 
 
 class Adam(Optimizer):
@@ -385,26 +406,33 @@ class Adam(Optimizer):
         self.eps = check_real(self._name, "eps", eps)
         super().__init__(params, lr, weight_decay)
 
-    def _update(
-        self, p: np.ndarray, g: np.ndarray, slots: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray
-    ) -> None:
-        g = self._decayed(p, g, first)
-        m, v = slots["exp_avg"], slots["exp_avg_sq"]
+    @property
+    def _decay(self) -> tuple[float, float]:
+        """The weight decay that is added to the gradient, and what p is multiplied by first."""
+        return self.weight_decay, 1.0
+
+    def _bias_corrections(self) -> tuple[float, float]:
+        """lr / (1 - b1^t) and sqrt(1 - b2^t)."""
         beta_1, beta_2 = self.betas
-        np.multiply(g, 1.0 - beta_1, out=second)
-        np.multiply(m, beta_1, out=m)
-        np.add(m, second, out=m)
-        np.multiply(g, g, out=second)
-        np.multiply(second, 1.0 - beta_2, out=second)
-        np.multiply(v, beta_2, out=v)
-        np.add(v, second, out=v)
-        # p -= step_size * m / (sqrt(v) / sqrt(1 - b2^t) + eps); g may live in first, and is not needed any more.
-        np.sqrt(v, out=first)
-        np.divide(first, math.sqrt(1.0 - beta_2**self._step), out=first)
-        np.add(first, self.eps, out=first)
-        np.divide(m, first, out=first)
-        np.multiply(first, self._lr / (1.0 - beta_1**self._step), out=first)
-        np.subtract(p, first, out=p)
+        return self._lr / (1.0 - beta_1**self._step), math.sqrt(1.0 - beta_2**self._step)
+
+    def _run(self, batch: _Batch, scale: float) -> None:
+        lr, root = self._bias_corrections()
+        first, second = batch.slots
+        (beta_1, beta_2), (decay, shrink) = self.betas, self._decay
+        options = lr, beta_1, beta_2, self.eps, root, decay, shrink
+        _core.adam(batch.dtype, batch.params, batch.grads, first, second, *options, scale)
+
+    def _update(self, p: Any, g: Any, slots: dict[str, Any]) -> None:
+        m, v = slots["exp_avg"], slots["exp_avg_sq"]
+        (beta_1, beta_2), (lr, root), (decay, shrink) = self.betas, self._bias_corrections(), self._decay
+        p *= shrink
+        d = g + decay * p
+        m *= beta_1
+        m += (1.0 - beta_1) * d
+        v *= beta_2
+        v += (1.0 - beta_2) * d * d
+        p -= lr * m / (np.sqrt(v) / root + self.eps)
 
 
 class AdamW(Adam):
@@ -436,6 +464,6 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def _decayed(self, p: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
-        np.multiply(p, 1.0 - self._lr * self.weight_decay, out=p)
-        return g
+    @property
+    def _decay(self) -> tuple[float, float]:
+        return 0.0, 1.0 - self._lr * self.weight_decay

@@ -207,11 +207,18 @@ class LanguageModel:
     # -- computation ---------------------------------------------------------------------------------------------------
 
     def loss_and_grads(
-        self, inputs: np.ndarray, targets: np.ndarray, state: Any = None, rng: np.random.Generator | None = None
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        state: Any = None,
+        rng: np.random.Generator | None = None,
+        *,
+        accumulate: bool = True,
     ) -> tuple[float, Any]:
         """Mean cross-entropy of ``targets`` (T, B) after ``inputs`` (T, B), in nats, and the final state of the layer.
 
-        Gradients are added to ``grads``. They end at ``state``: what came before it is taken as given (truncated
+        Gradients are added to ``grads``; without ``accumulate`` they take the place of what is there, as after
+        ``zero_grad``, in less time. They end at ``state``: what came before it is taken as given (truncated
         backpropagation through time). Without ``rng`` there is no dropout.
         """
         self._built("loss_and_grads")
@@ -226,7 +233,11 @@ class LanguageModel:
             y, state_n, tape = self.recurrent.forward(x, state, dropout_seed=dropout_seed)
         rows, y_mask = self._drop.forward(y.reshape(-1, self.hidden), rng)
         flat = targets.reshape(-1)
-        nats, drows = self.output.loss(rows, flat, 1.0 / flat.size)
+        if not accumulate:
+            self.recurrent.zero_grad()
+            if not self.tie:
+                self.embed.zero_grad()
+        nats, drows = self.output.loss(rows, flat, 1.0 / flat.size, accumulate)
         loss = nats.sum(dtype=np.float64) / flat.size
         drows = self._drop.backward(y_mask, drows)
         dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))

@@ -107,13 +107,17 @@ class Output(Layer):
             x, self.weight, self.parameters["bias"], targets, 1.0, None, None, None, self._memory
         )
 
-    def loss(self, x: np.ndarray, targets: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """``nats`` and dx of ``scale * sum(nats)``, whose gradients by the parameters are added to ``grads``."""
+    def loss(
+        self, x: np.ndarray, targets: np.ndarray, scale: float, accumulate: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``nats`` and dx of ``scale * sum(nats)``, whose gradients by the parameters are added to ``grads``, or take
+        the place of what is there."""
         dx = np.empty_like(x)
         dweight, dbias = self._weight_owner.grads["weight"], self.grads["bias"]
         nats = _core.cross_entropy(
-            x, self.weight, self.parameters["bias"], targets, scale, dx, dweight, dbias, self._memory
-        )
+            x, self.weight, self.parameters["bias"], targets, scale, dx, dweight, dbias, self._memory,
+            accumulate=accumulate,
+        )  # fmt: skip
         return nats, dx
 
 

@@ -137,13 +137,12 @@ class Trainer:
         part = slice(self.position, self.position + self.options.bptt)
         inputs, targets = self.inputs[part], self.targets[part]
         model = self.model
-        model.zero_grad()
         limit = math.inf if self.options.clip is None else self.options.clip
         drawn_before = self.rng.bit_generator.state
         try:
             with np.errstate(all="ignore"):  # what is not finite is an error below
-                loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng)
-                norm = clip_grad_norm(model.grads, limit)
+                loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng, accumulate=False)
+                norm = clip_grad_norm(model.grads, math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise FloatingPointError(
                     f"LanguageModel.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and gradient "
@@ -155,7 +154,7 @@ class Trainer:
             raise
         self.whole = False
         self.optimizer.lr = self.lr(done)
-        self.optimizer.step(model.grads)
+        self.optimizer.step(model.grads, min(1.0, limit / (norm + 1e-6)))
         self._state = state
         self.steps += 1
         self.epoch_steps += 1
