@@ -103,6 +103,41 @@ double sum_of_squares_of(const std::string& dtype, const py::list& grads, double
   return sum_of_squares(of, arrays, divisor, num_threads());
 }
 
+// ids of rows of a matrix (V, E), checked: their array, and how many.
+std::pair<const int32_t*, int64_t> row_ids(const py::array& ids, const py::array& matrix) {
+  constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (ids.dtype().kind() != 'i' || ids.itemsize() != 4 || (ids.flags() & kLayout) != kLayout) {
+    throw py::value_error("_core: ids must be C-contiguous int32");
+  }
+  if (matrix.ndim() != 2 || (matrix.flags() & kLayout) != kLayout) {
+    throw py::value_error("_core: the matrix must be C-contiguous, with two dimensions");
+  }
+  const auto* data = static_cast<const int32_t*>(ids.data());
+  for (py::ssize_t i = 0; i < ids.size(); i++) {
+    if (data[i] < 0 || data[i] >= matrix.shape(0)) throw py::value_error("_core: ids out of range");
+  }
+  return {data, ids.size()};
+}
+
+void take_rows_of(const py::array& matrix, const py::array& ids, const py::object& out) {
+  const auto [data, n] = row_ids(ids, matrix);
+  py::array rows = checked(out, "out", matrix.dtype().kind(), matrix.itemsize(), {n, matrix.shape(1)});
+  void* to = rows.mutable_data();
+  const int64_t row_bytes = matrix.shape(1) * matrix.itemsize();
+  py::gil_scoped_release release;
+  take_rows(matrix.data(), row_bytes, data, n, to, num_threads());
+}
+
+void add_rows_of(py::array matrix, const py::array& ids, const py::object& rows) {
+  const Dtype dtype = dtype_of(py::str(matrix.dtype()), kCpuDtypes);
+  const auto [data, n] = row_ids(ids, matrix);
+  const void* from = checked(rows, "rows", 'f', matrix.itemsize(), {n, matrix.shape(1)}).data();
+  void* to = matrix.mutable_data();
+  const int64_t columns = matrix.shape(1);
+  py::gil_scoped_release release;
+  add_rows(dtype, to, columns, data, n, from, num_threads());
+}
+
 }  // namespace
 
 void bind_training(py::module_& m) {
@@ -151,6 +186,8 @@ void bind_training(py::module_& m) {
       },
       "dtype"_a, "params"_a, "grads"_a, "first"_a, "second"_a, "lr"_a, "beta_1"_a, "beta_2"_a, "eps"_a, "root"_a,
       "weight_decay"_a, "shrink"_a, "scale"_a);
+  m.def("take_rows", &take_rows_of, "matrix"_a, "ids"_a, "out"_a);
+  m.def("add_rows", &add_rows_of, "matrix"_a, "ids"_a, "rows"_a);
   m.def("sum_of_squares", &sum_of_squares_of, "dtype"_a, "grads"_a, "divisor"_a);
 }
 

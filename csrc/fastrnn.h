@@ -158,4 +158,9 @@ void optimize(Dtype dtype, const OptimizerStep& step, const std::vector<Optimize
 // Sum of (g / divisor)^2 in double, over all arrays.
 double sum_of_squares(Dtype dtype, const std::vector<OptimizerArrays>& arrays, double divisor, int max_threads);
 
+// out[i] = matrix[ids[i]] and matrix[ids[i]] += rows[i], for n rows; every id is a row of the matrix.
+void take_rows(const void* matrix, int64_t row_bytes, const int32_t* ids, int64_t n, void* out, int max_threads);
+void add_rows(Dtype dtype, void* matrix, int64_t columns, const int32_t* ids, int64_t n, const void* rows,
+              int max_threads);
+
 }  // namespace fastrnn

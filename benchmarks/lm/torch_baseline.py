@@ -4,8 +4,8 @@
     python benchmarks/lm/torch_baseline.py words-200 --json FILE
 
 Both models have the same weights, read the same batches and take turns, step by step. Without dropout their losses are
-the same but for rounding, as far as a rate of 20 lets them be: the largest difference is printed. Times are medians of
-steps, with the interquartile range over the median.
+the same but for rounding: the largest difference is printed. Times are medians of steps, with the interquartile range
+over the median.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Shape:
 
 
 SHAPES = {
-    "words-200": Shape(33278, "lstm", 200, 2, 20, 35, "sgd", 20.0, 1.5),
-    "words-650": Shape(33278, "lstm", 650, 2, 20, 35, "sgd", 20.0, 1.5),
+    "words-200": Shape(33278, "lstm", 200, 2, 20, 35, "sgd", 1.0, 1.5),
+    "words-650": Shape(33278, "lstm", 650, 2, 20, 35, "sgd", 1.0, 1.5),
     "chars-lstm": Shape(66, "lstm", 512, 1, 32, 64, "adam", 2e-3, 1.25),
     "chars-gru": Shape(66, "gru", 512, 1, 32, 64, "adam", 2e-3, 2.5),
 }

@@ -200,7 +200,9 @@ class CrossEntropyPass {
       for (int64_t i = 0; i < count; i++) {
         T* to = static_cast<T*>(a.dweight) + first_symbol(p + i) * a.input_size + input_panels.first_column(j);
         const Rows<T> transposed{dlogits + i * kColumns * n, 1, panels.nv(p) * w, 0};
-        gemm(transposed, panels.columns(p + i), 1, n, Panel<T>{x_panels + input_panels.offset(j, n), nv, nullptr},
+        const T* next =
+            i + 1 == count && j + 1 < input_panels.count() ? x_panels + input_panels.offset(j + 1, n) : nullptr;
+        gemm(transposed, panels.columns(p + i), 1, n, Panel<T>{x_panels + input_panels.offset(j, n), nv, next},
              [&](int64_t begin, int64_t tile_rows, const T* tile) {
                for (int64_t r = 0; r < tile_rows; r++, tile += nv * w) {
                  add_or_put_row(adds, tile, nv, input_panels.columns(j), to + (begin + r) * a.input_size);

@@ -158,6 +158,12 @@ def adam(
 def sum_of_squares(dtype: str, grads: list[_Array], divisor: float) -> float:
     """Of (g / divisor), in float64; the order of the sum depends on the shapes alone."""
 
+def take_rows(matrix: _Array, ids: _Array, out: _Array) -> None:
+    """out (N, E) = matrix[ids], ids int32 of any shape with N numbers."""
+
+def add_rows(matrix: _Array, ids: _Array, rows: _Array) -> None:
+    """matrix[ids[i]] += rows[i], one after the other."""
+
 class Stream:
     """One step at a time on weights packed once."""
 

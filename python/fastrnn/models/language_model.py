@@ -217,7 +217,7 @@ class LanguageModel:
     ) -> tuple[float, Any]:
         """Mean cross-entropy of ``targets`` (T, B) after ``inputs`` (T, B), in nats, and the final state of the layer.
 
-        Gradients are added to ``grads``; without ``accumulate`` they take the place of what is there, as after
+        Gradients are added to ``grads``; without ``accumulate`` they take the place of those of earlier calls, as after
         ``zero_grad``, in less time. They end at ``state``: what came before it is taken as given (truncated
         backpropagation through time). Without ``rng`` there is no dropout.
         """
@@ -236,7 +236,7 @@ class LanguageModel:
         if not accumulate:
             self.recurrent.zero_grad()
             if not self.tie:
-                self.embed.zero_grad()
+                self.embed.zero_written_rows()
         nats, drows = self.output.loss(rows, flat, 1.0 / flat.size, accumulate)
         loss = nats.sum(dtype=np.float64) / flat.size
         drows = self._drop.backward(y_mask, drows)

@@ -1,4 +1,4 @@
-"""The fused output layer against plain NumPy: every ISA and dtype; tails, ignored rows, edges."""
+"""What language models compute beside the layers, against plain NumPy: every ISA and dtype; tails, edges."""
 
 import math
 
@@ -172,3 +172,27 @@ def test_what_is_wrong_is_refused():
             _core.cross_entropy(*bad, np.zeros(6, np.int32), 1.0, None, None, None, None)
     with pytest.raises(ValueError, match="targets"):
         _core.cross_entropy(x, weight, bias, np.zeros(6, np.int64), 1.0, None, None, None, None)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 40), (7, 200, 333), (300, 257, 4)])
+@dtypes
+def test_rows_by_their_numbers(shape, dtype):
+    """What an embedding does: a gather, and a sum of each row's gradients in the order of its occurrences."""
+    V, E, N = shape
+    rng = np.random.default_rng(6)
+    matrix, rows = rng.standard_normal((V, E)).astype(dtype), rng.standard_normal((N, E)).astype(dtype)
+    ids = rng.integers(0, V, N).astype(np.int32)
+    out = np.full_like(rows, np.nan)
+    _core.take_rows(matrix, ids, out)
+    np.testing.assert_array_equal(out, matrix[ids])
+    expected = matrix.copy()
+    np.add.at(expected, ids, rows)
+    _core.add_rows(matrix, ids, rows)
+    np.testing.assert_array_equal(matrix, expected)
+    for bad in (-1, V):
+        ids[-1] = bad
+        with pytest.raises(ValueError, match="ids out of range"):
+            _core.take_rows(matrix, ids, out)
+        with pytest.raises(ValueError, match="ids out of range"):
+            _core.add_rows(matrix, ids, rows)
+    np.testing.assert_array_equal(matrix, expected)
