@@ -75,6 +75,17 @@ def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
     assert "built with CUDA 13.0 for 80,90a-real, available (FASTRNN_CUDA_PATH=general)\n" in capsys.readouterr().out
 
 
+def test_release_memory_drops_the_graphs_of_kernels_that_were_used(monkeypatch):
+    kernels, released = types.ModuleType("fastrnn._cuda"), []
+    kernels.release_graphs = lambda: released.append(True)
+    monkeypatch.setattr(extension, "module", kernels)
+    fastrnn.release_memory()
+    assert released == [True]
+    monkeypatch.setattr(extension, "module", None)
+    fastrnn.release_memory()
+    assert released == [True]
+
+
 def test_unknown_mode():
     with pytest.raises(ValueError, match=r"^show_config: mode must be one of 'text', 'dicts', got 'json'$"):
         fastrnn.show_config("json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _core
 from .checks import check_size
+from .cuda import extension
 
 _MAX_THREADS = 1024  # kMaxThreads of csrc/cpu/threads.h
 
@@ -25,5 +26,9 @@ def get_num_threads() -> int:
 
 
 def release_memory() -> None:
-    """Drops the cached workspaces. Memory of calls that run and of open tapes stays."""
+    """Drops the cached workspaces, and CUDA graphs kept for calls that come again. Memory of calls that run and of open
+    tapes stays."""
     _core.release_memory()
+    kernels = vars(extension).get("module")  # if it was used
+    if kernels is not None:
+        kernels.release_graphs()
