@@ -9,8 +9,9 @@ A README wants a table where it has the lines
     <!-- end -->
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
-memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts. What stands between the two
-lines is replaced; tables of other files stay as they are.
+memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts; of lm/torch_baseline.py's:
+speed; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity. What stands between the two lines is replaced;
+tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -95,6 +96,62 @@ def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def make_baseline_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/torch_baseline.py has written."""
+    header = ["model", "fastrnn tokens/s", "torch tokens/s", "ratio", "largest difference of losses"]
+    lines = [
+        [
+            f"{row['layers']} x {row['hidden']} {row['cell'].upper()}, {row['symbols']:,} symbols, "
+            f"batch {row['batch']}, {row['bptt']} steps, {row['optimizer']}",
+            *(f"{row[peer]['tokens_per_second']:,} ± {row[peer]['spread']:.0%}" for peer in ("fastrnn", "torch")),
+            f"{row['ratio']:.2f}",
+            f"{row['loss_difference']:.0e}",
+        ]
+        for row in document["rows"].values()
+    ]
+    return {"speed": report.as_markdown((header, lines))}
+
+
+def make_recipe_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/recipes.py has written."""
+    history, results = document["history"], document["results"]
+    header = ["recipe", "weights", "epochs", "minutes", "tokens/s", "valid loss", "test loss", "test perplexity"]
+    seconds = sum(record["seconds"] for record in history)
+    tokens = sum(record["seconds"] * record["tokens_per_second"] for record in history)
+    line = [
+        document["recipe"],
+        f"{document['parameters']:,}",
+        str(len(history)),
+        f"{seconds / 60:.1f}",
+        f"{tokens / seconds:,.0f}",
+        *(f"{results[part]['loss']:.3f}" for part in ("valid", "test")),
+        f"{results['test']['perplexity']:.2f}",
+    ]
+    return {"trained": report.as_markdown((header, [line]))}
+
+
+def make_ngram_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/ngram_ladder.py has written."""
+    header = ["order", "Kneser-Ney", "add-k (k)", "n-grams", "MB", "unseen", "s to count", "s to predict"]
+    of = {(model["smoothing"], model["order"]): model for model in document["models"]}
+    lines = []
+    for order in sorted({order for _, order in of}):
+        one, other = of["kneser_ney", order], of["add_k", order]
+        lines.append(
+            [
+                str(order),
+                f"{one['test_perplexity']:,.1f}",
+                f"{other['test_perplexity']:,.1f} ({other['k']:g})",
+                f"{one['entries'][-1]:,}",
+                f"{one['bytes'][-1] / 1e6:.1f}",
+                f"{one['unseen_in_test'][-1]:.1%}",
+                f"{one['fit_seconds']:.1f}",
+                f"{one['test_seconds']:.2f}",
+            ]
+        )
+    return {"perplexity": report.as_markdown((header, lines))}
+
+
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     """The text with the tables of this file in their places.
 
@@ -123,6 +180,9 @@ _SCRIPTS = (
     ({"peaks", "growth"}, make_memory_tables),
     ({"microseconds"}, make_overhead_tables),
     ({"rows", "packed_batch"}, make_torch_tables),
+    ({"rows", "clip"}, make_baseline_tables),
+    ({"recipe", "results"}, make_recipe_tables),
+    ({"models", "vocabulary"}, make_ngram_tables),
 )
 
 

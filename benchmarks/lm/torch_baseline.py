@@ -144,6 +144,7 @@ def main() -> None:
         )
     if args.json:
         record = {
+            "clip": CLIP,
             "threads": fastrnn.get_num_threads(),
             "machine": machine.describe(),
             "versions": machine.versions(("torch",)),
