@@ -229,6 +229,35 @@ def test_calls_that_come_again(cell, graphs, monkeypatch):
     assert module.graph_launches() == before
 
 
+@pytest.mark.skipif(not isinstance(device, cuda_calls.Emulation), reason="a GPU cannot be made to refuse a graph")
+@pytest.mark.parametrize("fails", ["making", "launching"])
+def test_without_graphs_calls_are_launched_one_by_one(fails, monkeypatch):
+    """Out of memory for a graph is no error: a call does without."""
+    case = Case("lstm", "float32", T=8, B=3, H=5, num_layers=2)
+    same, module, data = SamePlaces(device), device.module, helpers.draw(case)
+    expected = cuda_calls.run(device, case, data, "float32")
+    module.release_graphs()
+    before = module.graph_launches()
+    monkeypatch.setenv("FASTRNN_EMULATION_GRAPHS_FAIL", fails)
+    for _ in range(5):
+        same.rewind()
+        helpers.assert_same_bits(cuda_calls.run(same, case, data, "float32"), expected)
+    assert module.graph_launches() == before
+    monkeypatch.delenv("FASTRNN_EMULATION_GRAPHS_FAIL")
+    for _ in range(5):
+        same.rewind()
+        helpers.assert_same_bits(cuda_calls.run(same, case, data, "float32"), expected)
+    assert module.graph_launches() > before
+    module.release_graphs()
+
+
+def test_what_a_graph_setting_may_be(monkeypatch):
+    monkeypatch.setenv("FASTRNN_CUDA_GRAPHS", "maybe")
+    case = Case("gru", "float32", T=1, B=1, H=4)
+    with pytest.raises(ValueError, match="FASTRNN_CUDA_GRAPHS must be 'on' or 'off', got 'maybe'"):
+        cuda_calls.run(device, case, helpers.draw(case), "float32")
+
+
 def test_dropout_is_another_every_time():
     case = Case("gru", "float32", T=8, B=3, H=5, num_layers=2, dropout=0.5)
     same, before = SamePlaces(device), device.module.graph_launches()

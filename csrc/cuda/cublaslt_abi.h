@@ -16,7 +16,7 @@ constexpr int kSuccess = 0;
 
 enum DataType : int { kR32F = 0, kR64F = 1, kR16F = 2, kR16BF = 14 };
 enum ComputeType : int { kCompute32F = 68, kCompute64F = 70, kCompute32FFastTf32 = 77 };
-enum Operation : int32_t { kNone = 0, kTranspose = 1 };
+enum Operation : int32_t { kTranspose = 1 };
 enum DescAttribute : int { kTransA = 3 };  // int32_t; what is not set is not transposed
 enum PreferenceAttribute : int {
   kMaxWorkspaceBytes = 1,    // uint64_t

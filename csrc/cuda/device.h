@@ -17,7 +17,9 @@ namespace fastrnn {
 namespace cuda {
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would be blamed for it
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 // Of a device.
@@ -89,7 +91,10 @@ class Graph {
     if (!thrown && error == cudaSuccess) error = cudaGraphInstantiateWithFlags(&executable_, graph, 0);
     if (graph) cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);
-    if (thrown) std::rethrow_exception(thrown);
+    if (thrown) {
+      cudaGetLastError();
+      std::rethrow_exception(thrown);
+    }
     check(error);
   }
   ~Graph() { cudaGraphExecDestroy(executable_); }  // once it has run

@@ -28,10 +28,6 @@ auto with_numbers(Dtype dtype, bool tf32, Run&& run) {
   }
 }
 
-void check(const Call& call) {
-  if (call.batch.packed) throw std::invalid_argument("fastrnn: rows on GPUs are never packed");
-}
-
 cudaStream_t stream_of(const Call& call) { return static_cast<cudaStream_t>(call.stream); }
 
 // Value of an environment variable that is one of `known`, of which the first is what it is unasked.
@@ -48,9 +44,10 @@ std::string setting(const char* name, std::initializer_list<const char*> known) 
 
 // Whether a call is worth a graph: many launches, and the same ones next time, which dropout's never are.
 bool may_repeat(const Call& call, Path path) {
+  const bool wanted = setting("FASTRNN_CUDA_GRAPHS", {"on", "off"}) == "on";
   const int64_t launches = call.batch.seq_len * call.problem.num_layers * call.problem.directions;
-  return path == Path::general && launches >= 16 && launches <= 8192 && call.dropout.p == 0 &&
-         setting("FASTRNN_CUDA_GRAPHS", {"on", "off"}) == "on" && !is_capturing(stream_of(call));
+  return wanted && path == Path::general && launches >= 16 && launches <= 8192 && call.dropout.p == 0 &&
+         !is_capturing(stream_of(call));
 }
 
 enum class Pass { forward, backward };
@@ -61,7 +58,7 @@ Key key_of(Pass pass, const Call& call, const std::vector<Weights>& weights) {
   Key key;
   key.add(pass, p.cell, p.dtype, p.input_size, p.hidden_size, p.proj_size, p.num_layers, p.directions, p.bias);
   key.add(b.seq_len, b.batch, b.lengths, b.resets, call.tf32, call.reserve, call.workspace);
-  key.add(blas_state());
+  key.add(current_device(), blas_state());
   for (const Weights& w : weights) key.add(w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr);
   return key;
 }
@@ -109,7 +106,6 @@ Paths paths(const Problem& problem, const Batch& batch, bool tf32) {
 }
 
 void forward(const Call& call, const std::vector<Weights>& weights, const ForwardArrays& arrays) {
-  check(call);
   with_numbers(call.problem.dtype, call.tf32, [&](auto n) {
     using N = decltype(n);
     const auto enqueue = [&](cudaStream_t stream) {

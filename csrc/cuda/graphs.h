@@ -18,9 +18,8 @@ namespace cuda {
 class Key {
  public:
   template <class... Value>
-  Key& add(const Value&... values) {
+  void add(const Value&... values) {
     (append(values), ...);
-    return *this;
   }
   bool operator==(const Key& other) const { return bytes_ == other.bytes_; }
 
@@ -42,32 +41,22 @@ class Graphs {
   }
 
   // Calls enqueue(stream), or what it does as a graph if the call has come before. Memory that is allocated anew for
-  // every call usually stands at one of few places.
+  // every call usually stands at one of few places. Where a graph cannot be had, it is done without: what is wrong, if
+  // it lasts, is said to whoever launches.
   template <class Enqueue>
   void run(const Key& key, cudaStream_t stream, Enqueue&& enqueue) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    auto entry = entries_.begin();
-    while (entry != entries_.end() && !(entry->key == key)) ++entry;
-    if (entry == entries_.end()) {
-      entries_.push_front({key, 0, nullptr});
-    } else {
-      entries_.splice(entries_.begin(), entries_, entry);
-    }
-    Entry& latest = entries_.front();
-    if (entries_.size() > kKept) entries_.pop_back();
-    if (latest.times++ < kTimes) {
-      lock.unlock();
-      return enqueue(stream);
-    }
+    const bool worth_it = came_often(key);
     try {
-      if (!latest.graph) latest.graph = std::make_unique<Graph>(enqueue);
-    } catch (const std::exception&) {  // what is wrong, if it lasts, is said to whoever launches
-      latest.times = 0;
-      lock.unlock();
-      return enqueue(stream);
+      if (worth_it && !launch(key, stream)) {
+        keep(key, std::make_unique<Graph>(enqueue));  // others need not wait for that
+        if (launch(key, stream)) return;
+      } else if (worth_it) {
+        return;
+      }
+    } catch (const std::exception&) {
+      forget(key);
     }
-    latest.graph->launch(stream);
-    launches_++;
+    enqueue(stream);
   }
 
   void release() {
@@ -87,6 +76,40 @@ class Graphs {
   };
   static constexpr size_t kKept = 32;
   static constexpr int kTimes = 2;  // one by one; making a graph takes longer than that
+
+  // Makes the key's entry, which becomes the first, if there is none.
+  bool came_often(const Key& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!find(key)) {
+      entries_.push_front({key, 0, nullptr});
+      if (entries_.size() > kKept) entries_.pop_back();
+    }
+    return entries_.front().times++ >= kTimes;
+  }
+  bool launch(const Key& key, cudaStream_t stream) {
+    std::lock_guard<std::mutex> lock(mutex_);  // a graph is launched by one thread at a time
+    if (!find(key) || !entries_.front().graph) return false;
+    entries_.front().graph->launch(stream);
+    launches_++;
+    return true;
+  }
+  void keep(const Key& key, std::unique_ptr<Graph> graph) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (find(key)) entries_.front().graph = std::move(graph);
+  }
+  void forget(const Key& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (find(key)) entries_.pop_front();
+  }
+  // Whether there is an entry, which becomes the first.
+  bool find(const Key& key) {
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (!(entry->key == key)) continue;
+      entries_.splice(entries_.begin(), entries_, entry);
+      return true;
+    }
+    return false;
+  }
 
   std::mutex mutex_;
   std::list<Entry> entries_;  // the latest first

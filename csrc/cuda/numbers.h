@@ -91,9 +91,8 @@ struct OnTensorCores {
     }
   }
 
-  // Of a fragment's word: its row and its first k.
+  // Row of a fragment's word.
   static FASTRNN_DEVICE int row_of(int word, int lane) { return lane / 4 + word % 2 * 8; }
-  static FASTRNN_DEVICE int k_of(int word, int lane) { return (lane % 4 + word / 2 * 4) * kPerWord; }
 
   // Words of 16 rows, or of kTiles times 8, in shared memory. Matrices of 8 rows x 16 bytes are loaded at once, a lane
   // naming a row of one of them and getting a word of each.

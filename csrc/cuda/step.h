@@ -52,7 +52,6 @@ struct ForwardStep {
 // The rows of w_hh that a block's units need, slot by slot.
 template <class N, class Cell>
 struct GateRows {
-  static constexpr bool kTransposed = false;
   const typename N::Storage* w_hh;
   int64_t hidden_size, state_size, first_unit;
   int chunk;
