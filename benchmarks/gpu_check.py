@@ -5,7 +5,8 @@
 For a machine without network: needs nvcc, CMake, a C++ compiler, and in the Python that runs it NumPy, pybind11,
 pytest, hypothesis and a PyTorch that sees the GPU; without CuPy the tests of layers on its arrays are left out.
 Everything is built in a directory of its own, which --build-dir keeps. A part that fails or does not fit into --minutes
-is said to and the others go on. The table comes last; the exit status is 1 if the build or a test failed.
+is said to and the others go on. The table comes last; the exit status is 1 if the build or a test failed, or the
+sanitizer found an error.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ TESTS = (
     "tests/test_gpu_libraries.py",
     "tests/test_gpu_errors.py",
 )
+FOUND = 9  # the sanitizer's status where it finds an error; any other is a tool that could not run, which is told
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *TESTS)
 
 
@@ -152,16 +154,21 @@ class Checks:
         for check in ("memcheck", "racecheck"):
             # Without torch's cache every array is an allocation of its own, beyond which an access shows.
             status, output = self.run(
-                tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", "9", sys.executable, *PYTEST,
-                "-k", SANITIZED, seconds=SECONDS["sanitizer"], PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+                tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", str(FOUND), sys.executable,
+                *PYTEST, "-k", SANITIZED, seconds=SECONDS["sanitizer"], PYTORCH_NO_CUDA_MEMORY_CACHING="1",
             )  # fmt: skip
             summary = [line for line in output.splitlines() if "SUMMARY" in line or " passed" in line]
             found[check] = {"status": "time was up" if status is None else status, "summary": summary}
             if status not in (0, None):
                 found[check]["output"] = output[-8000:]
+            if status == FOUND:
+                raise Failed(f"{check}: {output[-8000:]}")
+
+    def is_built(self) -> bool:
+        return bool(list((self.package / "fastrnn").glob("_cuda*.so")))
 
     def _need_build(self) -> None:
-        if not list((self.package / "fastrnn").glob("_cuda*.so")) or "build" in self.results["failed"]:
+        if not self.is_built() or "build" in self.results["failed"]:
             raise Failed("nothing was built")
 
 
@@ -199,28 +206,31 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
     rows = results.get("bench", [])
     if rows:
         yield ""
-        yield "Milliseconds; in brackets cuDNN's time divided by ours. The floor is that of inference."
-        yield ""
-        header = (
-            "cell|dtype|T,B,I,H,L|cuDNN inference|layer|kernels|as a graph|floor|"
-            "cuDNN training|layer|kernels|as a graph|largest error"
+        yield (
+            "Milliseconds; in brackets cuDNN's time divided by ours, behind the floor of inference our time as a graph "
+            "divided by it. General path, own products: as a graph, where another path or cuBLASLt was chosen."
         )
+        yield ""
+        mode = "layer|kernels|as a graph|general path|own products"
+        header = f"cell|dtype|T,B,I,H,L|paths|cuDNN inference|{mode}|floor|cuDNN training|{mode}|largest error"
         yield "|" + header + "|"
         yield "|---" * len(header.split("|")) + "|"
     for row in rows:
         shape = ",".join(map(str, row["shape"])) + (" both directions" if row["bidirectional"] else "")
         shape += " packed" if row["packed"] else ""
-        cells = [row["cell"], row["dtype"], shape]
+        cells = [row["cell"], row["dtype"], shape, ", ".join(row.get("paths", ["-"]))]
         if "failed" in row or "left_out" in row:
             yield "| " + " | ".join([*cells, row.get("failed", "left out")[:300]]) + " |"
             continue
         for mode in ("inference", "training"):
             theirs = row[f"cudnn_{mode}"]["ms"]
             cells.append(f"{theirs:.3f}")
-            for way in (f"layer_{mode}", mode, f"{mode}_graph"):
+            ways = f"layer_{mode}", mode, f"{mode}_graph", f"general_{mode}_graph", f"own_products_{mode}_graph"
+            for way in ways:
                 cells.append(f"{row[way]['ms']:.3f} ({theirs / row[way]['ms']:.2f})" if way in row else "-")
             if mode == "inference":
-                cells.append(f"{row['floor_inference_ms']:.3f}" if "floor_inference_ms" in row else "-")
+                floor = row.get("floor_inference_ms")
+                cells.append(f"{floor:.3f} ({row['inference_graph']['ms'] / floor:.1f})" if floor else "-")
         yield "| " + " | ".join([*cells, f"{max(row['error'].values()):.1e}"]) + " |"
 
 
@@ -229,17 +239,20 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=9, help="when to end (default: 9)")
     parser.add_argument("--build-dir", type=Path, help="kept, and built in again")
+    parser.add_argument("--commit", help="what is checked, where git cannot tell")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    wanted = options.only.split(",")
-    if unknown := set(wanted) - set(PARTS):
+    wanted = set(options.only.split(","))
+    if unknown := wanted - set(PARTS):
         parser.error(f"--only: expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as temporary:
         build = (options.build_dir or Path(temporary)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         checks = Checks(build, options.minutes)
-        checks.results["machine"] = describe()
+        checks.results["machine"] = describe() | ({"commit": options.commit} if options.commit else {})
+        if wanted & {"tests", "bench", "sanitizer"} and not checks.is_built():
+            wanted.add("build")
         for part in PARTS:
             if part not in wanted:
                 continue
@@ -256,7 +269,8 @@ def main() -> int:
     if options.markdown:
         options.markdown.write_text(table + "\n")
     print(table)
-    return 1 if {"build", "tests"} & checks.results["failed"].keys() else 0
+    found = any(check["status"] == FOUND for check in checks.results.get("sanitizer", {}).values())
+    return 1 if found or {"build", "tests"} & checks.results["failed"].keys() else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // The C++ API of fastrnn on GPUs: the passes of fastrnn.h on arrays in device memory. Everything is enqueued on the
-// stream and nothing waits; nothing is allocated: the caller brings the reserve and the workspace, as many bytes as
-// `sizes` says, aligned to 256.
+// stream and nothing waits. The caller brings all memory, the reserve and the workspace, as many bytes as `sizes` says,
+// aligned to 256; only a graph, and the first product that cuBLASLt takes on a device, take some of the driver's.
 #pragma once
 
 #include <string>
@@ -55,7 +55,7 @@ void backward(const Call& call, const std::vector<Weights>& weights, const Backw
               const std::vector<WeightGrads>& grads);
 
 // Calls that come again with the same addresses are launched as CUDA graphs: how many were so far. What is kept for
-// that, a little of the driver's memory, can be given back.
+// that, up to 32 graphs of up to 8192 steps each, can be given back.
 int64_t graph_launches();
 void release_graphs();
 
