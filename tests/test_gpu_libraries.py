@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -81,6 +82,71 @@ def test_kernels_run_on_torchs_stream_and_wait_for_the_weights(streams, monkeypa
     assert [handle for handle, _ in streams] == [0x55, 0x55]
     # Before each call torch's stream waits for CuPy's, on which the weights were written; after it the other way.
     assert [tuple(pair) for pair in fake_cupy.cuda.waits] == [(0x55, 0x77), (0x77, 0x55)] * 2
+
+
+@emulated_only
+def test_backward_and_forward_may_have_streams_of_their_own(streams, monkeypatch):
+    layer, x = fastrnn.GRU(4, 5, device="cuda", seed=0), CuPys().put(floats(3, 2, 4))
+    forwards = fake_cupy.cuda.Stream(0x77)
+    with forwards():
+        y, _, tape = layer.forward(x)
+    with fake_cupy.cuda.Stream(0x88)():
+        layer.backward(tape, y, retain=True)
+    ordered = [(0x88, 0x77), (0x77, 0x88)]  # forward first; what it kept is free when backward is done
+    assert fake_cupy.cuda.waits == ordered
+    with forwards():
+        layer.backward(tape, y, retain=True)
+    assert fake_cupy.cuda.waits == ordered
+    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)
+    monkeypatch.setattr(libraries.CuPy, "empty", lambda self, *args: y)  # which is refused before
+    with pytest.raises(RuntimeError, match="the stream that captures the CUDA graph of a backward must be that of its"):
+        layer.backward(tape, y)
+    assert [handle for handle, _ in streams] == [0x77, 0x88, 0x77]
+    reference = weakref.ref(forwards)
+    del forwards
+    assert reference() is not None  # CuPy destroys a stream with its object
+    del tape
+    assert reference() is None
+
+
+@emulated_only
+def test_backward_waits_for_the_library_of_lengths(streams, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(0x55))
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    y, _, tape = layer.forward(CuPys().put(floats(3, 2, 4)), lengths=Torchs().put(np.array([3, 1])))
+    fake_cupy.cuda.waits.clear()
+    layer.backward(tape, y)
+    assert [tuple(pair) for pair in fake_cupy.cuda.waits] == [(0, 0x55), (0x55, 0)]
+
+
+@emulated_only
+def test_streams_wait_for_kernels_that_fail_too(streams, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(0x55))
+
+    def fail(*args):
+        raise RuntimeError("a launch failed")
+
+    layer = fastrnn.GRU(4, 5, device="cuda", seed=0)
+    monkeypatch.setattr(extension.module, "forward", fail)
+    with pytest.raises(RuntimeError, match="a launch failed"):
+        layer(Torchs().put(floats(3, 2, 4)))
+    assert [tuple(pair) for pair in fake_cupy.cuda.waits] == [(0x55, 0), (0, 0x55)]
+
+
+@emulated_only
+def test_handle_0_is_torchs_default_stream():
+    pytest.importorskip("torch")
+    library = libraries.Torch()
+    library.torch = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(
+            default_stream=lambda device: ("default", device), ExternalStream=lambda *args: ("external", *args)
+        )
+    )
+    place = library._place(0)
+    assert library._stream(0, 0) == ("default", place)
+    assert library._stream(0x55, 0) == ("external", 0x55, place)
 
 
 @emulated_only

@@ -83,20 +83,17 @@ class _Call:
 
     @contextlib.contextmanager
     def stream(self, arrays: Sequence[Any]) -> Iterator[int]:
-        """Of the call's library; it and the streams of the other libraries of these arrays wait for each other."""
-        others = {of_array(array) for array in arrays if array is not None} - {self.library}
+        """Of the first array's library; it and the streams of the libraries of the others wait for each other."""
+        first, *others = dict.fromkeys(of_array(array) for array in arrays if array is not None)
         with contextlib.ExitStack() as stack:
             theirs = [(library, stack.enter_context(library.on(self.index))) for library in others]
-            mine = stack.enter_context(self.library.on(self.index))
+            mine = stack.enter_context(first.on(self.index))
             apart = [(library, handle) for library, handle in theirs if handle != mine]
-            if apart and self.library.is_capturing():
+            if apart and first.is_capturing():
                 names = " and ".join(library.name for library, _ in apart)
                 raise RuntimeError(f"the stream that captures a CUDA graph must be the current one of {names} too")
-            for library, handle in apart:
-                library.wait(mine, handle, self.index)
-            yield mine
-            for library, handle in apart:
-                library.wait(handle, mine, self.index)
+            with _waiting(mine, apart, self.index):
+                yield mine
 
     def forward(
         self, x: Any, h_0: Any, c_0: Any, weights: Sequence[Any], out: Sequence[Any], reserve: Any, workspace: Any
@@ -108,16 +105,40 @@ class _Call:
             )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _waiting(stream: int, others: Sequence[tuple[Any, int]], index: int) -> Iterator[None]:
+    """A stream waits for others, each with the library that it is of, and they for it, also if kernels fail."""
+    for library, handle in others:
+        library.wait(stream, handle, index)
+    try:
+        yield
+    finally:
+        for library, handle in others:
+            library.wait(handle, stream, index)
+
+
 class Reserve:
-    """What forward keeps for backward."""
+    """What forward keeps for backward, and the stream it ran on, to which its memory goes back."""
 
     def __init__(self, call: _Call) -> None:
         self.call = call
         self.array = call.bytes(call.reserve)
+        with call.library.on(call.index) as self._handle:
+            self._stream = call.library.current()  # kept alive
 
     @property
     def nbytes(self) -> int:
         return int(self.call.reserve)
+
+    @contextlib.contextmanager
+    def ready_on(self, stream: int) -> Iterator[None]:
+        """Backward's stream, if another than forward's, waits for it; it reuses no memory before backward ends."""
+        call = self.call
+        apart = [] if stream == self._handle else [(call.library, self._handle)]
+        if apart and call.library.is_capturing():
+            raise RuntimeError("the stream that captures the CUDA graph of a backward must be that of its forward")
+        with _waiting(stream, apart, call.index):
+            yield
 
 
 def forward(
@@ -162,7 +183,7 @@ def backward(
     dx = call.empty(*x.shape) if need_dx else None
     dh_0, dc_0 = call.states(call.extent[1])
     workspace = call.bytes(call.workspaces[1])
-    with call.stream([x, y, dy, dh_n, dc_n, *weights, *dweights]) as stream:
+    with call.stream([x, y, dy, dh_n, dc_n, *call._rows, *weights, *dweights]) as stream, reserve.ready_on(stream):
         extension.module.backward(
             problem, *call.extent, _address(x), _address(y), list(map(_address, weights)), call.options,
             _address(dy), _address(dh_n), _address(dc_n), tuple(map(_address, (dx, dh_0, dc_0))),

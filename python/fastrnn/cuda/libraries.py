@@ -71,6 +71,10 @@ class Library(ABC):
         """Makes the device current; gives the handle of the library's current stream on it."""
 
     @abstractmethod
+    def current(self) -> Any:
+        """That stream itself, which lives as long as somebody holds it."""
+
+    @abstractmethod
     def is_capturing(self) -> bool:
         """Whether that stream records a CUDA graph."""
 
@@ -135,14 +139,17 @@ class CuPy(Library):
     @contextlib.contextmanager
     def on(self, index: int) -> Iterator[int]:
         with self.xp.cuda.Device(index):
-            stream = self.xp.cuda.get_current_stream()
+            stream = self.current()
             home = getattr(stream, "device_id", -1)  # -1: the default stream, which every device has
             if home not in (-1, index):
                 raise ValueError(f"CuPy's current stream must be one of cuda:{index}, got one of cuda:{home}")
             yield int(stream.ptr)
 
+    def current(self) -> Any:
+        return self.xp.cuda.get_current_stream()
+
     def is_capturing(self) -> bool:
-        return bool(self.xp.cuda.get_current_stream().is_capturing())
+        return bool(self.current().is_capturing())
 
     def wait(self, waiting: int, awaited: int, index: int) -> None:
         streams = [self.xp.cuda.ExternalStream(handle, index) for handle in (waiting, awaited)]
@@ -189,12 +196,19 @@ class Torch(Library):
     def on(self, index: int) -> contextlib.AbstractContextManager[int]:
         return on_torchs_stream(self._place(index))
 
+    def current(self) -> Any:
+        return self.torch.cuda.current_stream()
+
     def is_capturing(self) -> bool:
         return bool(self.torch.cuda.is_current_stream_capturing())
 
     def wait(self, waiting: int, awaited: int, index: int) -> None:
-        streams = [self.torch.cuda.ExternalStream(handle, self._place(index)) for handle in (waiting, awaited)]
-        streams[0].wait_event(streams[1].record_event())
+        self._stream(waiting, index).wait_event(self._stream(awaited, index).record_event())
+
+    def _stream(self, handle: int, index: int) -> Any:
+        cuda, place = self.torch.cuda, self._place(index)
+        # To ExternalStream 0 is no handle, and gives a stream of torch's pool.
+        return cuda.ExternalStream(handle, place) if handle else cuda.default_stream(place)
 
     def take(self, value: Any) -> Any:
         return value.detach()
