@@ -1,5 +1,6 @@
 """Bad input on GPUs: each message, and that nothing has changed after it."""
 
+import itertools
 import pickle
 import sys
 import types
@@ -222,6 +223,29 @@ def test_out_of_memory_passes_through(e):
             failures += 1
         assert failures >= 4
         before = snapshot(e.layer)
+
+
+@emulated_only
+def test_a_stream_that_finds_no_memory_for_a_batch_is_as_before(e):
+    stream = e.layer.stream(2)
+    stream.step(e.x[0])
+    before = [s.get() for s in stream.state]
+    for allocations in itertools.count():
+        fake_cupy.cuda.allocations_left = allocations
+        try:
+            stream.select([1, 0, 1])
+            break
+        except MemoryError:
+            pass
+        finally:
+            fake_cupy.cuda.allocations_left = None
+        assert stream.batch_size == 2
+        assert all(np.array_equal(s.get(), b) for s, b in zip(stream.state, before, strict=True))
+        stream.step(e.x[1])
+        stream.state = tuple(map(CuPys().put, before))
+    assert allocations >= 5
+    assert stream.batch_size == 3
+    assert all(np.array_equal(s.get(), b[:, [1, 0, 1]]) for s, b in zip(stream.state, before, strict=True))
 
 
 def test_gradients_share_memory_with_nothing(e):

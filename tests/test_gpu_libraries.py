@@ -261,6 +261,19 @@ def test_a_step_of_a_stream_allocates_its_output_alone():
         fake_cupy.cuda.allocations_left = None
 
 
+@emulated_only
+def test_steps_of_a_stream_have_the_same_arguments(streams, monkeypatch):
+    """As a captured step needs, which is repeated with those it had."""
+    seen, recorded = [], extension.module.forward
+    monkeypatch.setattr(extension.module, "forward", lambda *args: (seen.append(args), recorded(*args)))
+    layer, cupy = fastrnn.LSTM(4, 5, 2, device="cuda", seed=0), CuPys()
+    stream, x, out = layer.stream(3), cupy.put(floats(3, 4)), cupy.put(floats(3, 5))
+    for _ in range(3):
+        stream.step(x, out)
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+
+
 def test_functions_give_gradients_of_the_weights_library():
     library = libraries_here()[-2 if gpu_arrays.EMULATED else -1]
     weights = {name: library.put(w) for name, w in fastrnn.GRU(4, 5, seed=0).parameters.items()}

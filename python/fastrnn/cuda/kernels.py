@@ -200,21 +200,21 @@ class Stream:
         self._index = index_of(weights[0])
         with self._library.on(self._index):
             self._weights = [self._library.copy(w) for w in weights]
-        self._allocate(batch_size)
+        self._call, self._states, self._workspace = self._allocated(batch_size)
         self.reset(None)
 
-    def _allocate(self, batch_size: int) -> None:
+    def _allocated(self, batch_size: int) -> tuple[_Call, tuple[Any, Any], Any]:
         like = self._library.empty((1, batch_size, self._problem.input_size), self._problem.dtype, self._index)
         call = _Call(self._problem, like, None, None, 0.0, 0, False)
-        # Steps go from one pair of states into the other.
-        self._states, self._next = call.states(batch_size), call.states(batch_size)
-        self._workspace = call.bytes(call.workspaces[0])
-        self.batch_size = batch_size
+        return call, call.states(batch_size), call.bytes(call.workspaces[0])
+
+    @property
+    def batch_size(self) -> int:
+        return self._call.extent[1]
 
     def step(self, x: Any, y: Any) -> None:
-        call = _Call(self._problem, x[None], None, None, 0.0, 0, False)
-        call.forward(x, *self._states, self._weights, (y, *self._next), None, self._workspace)
-        self._states, self._next = self._next, self._states
+        # In place, as a captured step has to be: kernels read a state before they write it.
+        self._call.forward(x, *self._states, self._weights, (y, *self._states), None, self._workspace)
 
     def get_state(self, h: Any, c: Any) -> None:
         self._write((h, c), self._states)
@@ -226,11 +226,12 @@ class Stream:
         self._write(self._states, (0, 0), slice(None) if rows is None else self._uploaded(rows))
 
     def select(self, rows: np.ndarray) -> None:
-        chosen, before = self._uploaded(rows), self._states
+        chosen = self._uploaded(rows)
         with self._library.on(self._index):
-            kept = [None if state is None else state[:, chosen] for state in before]
-        self._allocate(len(rows))
-        self._write(self._states, kept)
+            kept = [None if state is None else state[:, chosen] for state in self._states]
+        call, states, workspace = self._allocated(len(rows))
+        self._write(states, kept)
+        self._call, self._states, self._workspace = call, states, workspace  # nothing has failed
 
     def _uploaded(self, rows: np.ndarray) -> Any:
         return self._library.upload(rows, self._index)
