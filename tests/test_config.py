@@ -5,13 +5,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import fastrnn
 from fastrnn import _core, config
-from fastrnn.cuda import extension
+from fastrnn.cuda import cublaslt, extension
 
 pytestmark = pytest.mark.usefixtures("without_cuda")
 
@@ -73,6 +76,33 @@ def test_what_the_kernels_were_built_for_is_told(monkeypatch, capsys):
     missing = []
     fastrnn.show_config()
     assert "built with CUDA 13.0 for 80,90a-real, available (FASTRNN_CUDA_PATH=general)\n" in capsys.readouterr().out
+
+
+def test_kernels_are_published_once_they_are_loaded(monkeypatch):
+    loading, loads = threading.Event(), []
+    kernels = types.SimpleNamespace(sizes=lambda *args: args)
+
+    def load(name):
+        loads.append(name)
+        loading.set()
+        time.sleep(0.05)
+        return kernels
+
+    for name in ("module", "absent"):
+        monkeypatch.delitem(vars(extension), name, raising=False)
+    monkeypatch.setattr(extension, "importlib", types.SimpleNamespace(import_module=load))
+    monkeypatch.setattr(cublaslt, "choose", lambda found: None)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            sizes = pool.submit(extension.sizes, 1, 2, 3)
+            assert loading.wait(10)
+            other = pool.submit(lambda: (extension.absent, extension.module))
+            assert other.result(10) == (None, kernels)
+            assert sizes.result(10) == (1, 2, 3)
+    finally:
+        for name in ("module", "absent"):
+            vars(extension).pop(name, None)
+    assert loads == ["fastrnn._cuda"]
 
 
 def test_release_memory_drops_the_graphs_of_kernels_that_were_used(monkeypatch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ..locks import ForkLock
 from . import cublaslt
 
 #: The extension, and why there is none.
@@ -13,25 +14,36 @@ module: Any
 absent: str | None
 
 
+_loading = ForkLock()
+
+
 def _load() -> None:
-    global module, absent
-    module = absent = None
+    found = reason = None
     try:
-        module = importlib.import_module("fastrnn._cuda")
+        found = importlib.import_module("fastrnn._cuda")
     except ModuleNotFoundError:
-        absent = "this fastrnn was built without CUDA"
+        reason = "this fastrnn was built without CUDA"
     except ImportError as error:
-        absent = f"fastrnn._cuda cannot be loaded: {error}"
+        reason = f"fastrnn._cuda cannot be loaded: {error}"
+    globals().update(absent=reason, module=found)
 
 
 def sizes(*args: Any) -> tuple[int, int, int]:
     """As the extension's, with room for the cuBLASLt that is used."""
-    cublaslt.choose(module)
-    return module.sizes(*args)
+    kernels = _found("module")
+    cublaslt.choose(kernels)
+    return kernels.sizes(*args)
+
+
+def _found(name: str) -> Any:
+    if name not in globals():
+        with _loading.lock:
+            if name not in globals():
+                _load()
+    return globals()[name]
 
 
 def __getattr__(name: str) -> Any:
     if name not in ("module", "absent"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _load()
-    return globals()[name]
+    return _found(name)
