@@ -146,6 +146,7 @@ class _Stream:
 
 class _Device:
     index = 0
+    mem_info = 2**40, 2**40  # free and total
 
     def __init__(self, index=None):
         self.id = _Device.index if index is None else index

@@ -52,6 +52,7 @@ def installed() -> Iterator[None]:
             patch.setattr(libraries.Torch, "device", lambda self, array: None if array.device.type == "meta" else 0)
             patch.setattr(libraries.Torch, "_place", lambda self, index: torch.device("cpu"))
             patch.setattr(libraries.Torch, "on", lambda self, index: contextlib.nullcontext(TORCHS_STREAM))
+            patch.setattr(libraries.Torch, "memory", lambda self, index: 2**40)
             patch.setattr(libraries.Torch, "current", lambda self: None)
             patch.setattr(libraries.Torch, "is_capturing", lambda self: False)
             patch.setattr(libraries.Torch, "wait", lambda self, *streams: fake_cupy.cuda.waits.append(streams[:2]))

@@ -50,10 +50,19 @@ def snapshot(layer):
     return [a.get().tobytes() for a in arrays], layer._rng.bit_generator.state
 
 
-AN_ARRAY = "an array on cuda:0, of CuPy, PyTorch or another library with DLPack"
+class DLPackAlone:
+    __dlpack__ = __dlpack_device__ = None
+
+
+AN_ARRAY = "an array on cuda:0, of CuPy, PyTorch or another library with DLPack and __array_namespace__"
 CALLS = [
     (lambda e: e.layer(np.ones((T, B, I), np.float32)), TypeError, f"lstm: x must be {AN_ARRAY}, got numpy.ndarray"),
     (lambda e: e.layer([[1.0]]), TypeError, f"lstm: x must be {AN_ARRAY}, got list"),
+    (
+        lambda e: e.layer(DLPackAlone()),
+        TypeError,
+        f"lstm: x must be {AN_ARRAY}, got DLPackAlone, which has DLPack but no __array_namespace__",
+    ),
     (lambda e: e.layer(put(T, B, 3)), ValueError, "lstm: x must have shape (T, B, input_size=4), got (3, 2, 3)"),
     (lambda e: e.layer(put(T, B, I, dtype="float64")), TypeError, "lstm: x must have dtype float32, got float64"),
     (lambda e: e.layer(put(T, B, I, dtype="int32")), TypeError, "lstm: x must have dtype float32, got int32"),
@@ -223,6 +232,19 @@ def test_out_of_memory_passes_through(e):
             failures += 1
         assert failures >= 4
         before = snapshot(e.layer)
+
+
+@emulated_only
+def test_what_a_gpu_holds_is_measured_by_its_memory(monkeypatch):
+    monkeypatch.setattr(spec, "_memory_limit", lambda: 1)
+    layer = fastrnn.GRU(I, 7, device="cuda")
+    layer.stream(B)
+    monkeypatch.setattr(fake_cupy._Device, "mem_info", (0, 100))
+    message = r"^gru: batch_size=2 cannot be allocated: states need \d+ bytes, available are 100$"
+    with pytest.raises(ValueError, match=message):
+        layer.stream(B)
+    with pytest.raises(ValueError, match=r"^gru: .*hidden_size=11.* cannot be allocated: weights and gradients need"):
+        fastrnn.GRU(I, 11, device="cuda")
 
 
 @emulated_only

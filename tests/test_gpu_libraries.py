@@ -212,14 +212,56 @@ def test_lengths_on_the_gpu_are_taken_as_they_are():
 @emulated_only
 def test_a_captured_graph_needs_its_rows_on_the_gpu(monkeypatch):
     """The stand-in refuses to read what is on the GPU in any case."""
-    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)
-    layer, cupy = fastrnn.GRU(4, 5, device="cuda", seed=0), CuPys()
-    x, lengths, resets = (cupy.put(a) for a in (floats(3, 2, 4), np.array([3, 1]), np.zeros((3, 2), bool)))
+    pytest.importorskip("torch")
+    layer, torchs = fastrnn.GRU(4, 5, device="cuda", seed=0), Torchs()
+    x, lengths, resets = (torchs.put(a) for a in (floats(3, 2, 4), np.array([3, 1]), np.zeros((3, 2), bool)))
+    monkeypatch.setattr(libraries.Torch, "is_capturing", lambda self: True)
+    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)  # the same stream
     y, _, tape = layer.forward(x, lengths=lengths, resets=resets)
     layer.backward(tape, y)
     for rows in ({"lengths": [3, 1]}, {"resets": np.zeros((3, 2), bool)}):
         with pytest.raises(RuntimeError, match=r"must be on the GPU while a CUDA graph is captured, got a NumPy array"):
             layer(x, **rows)
+
+
+@emulated_only
+@pytest.mark.parametrize("library", [CuPys, Others])
+def test_what_takes_memory_from_cupys_pool_is_not_captured(library, monkeypatch):
+    layer, x = fastrnn.LSTM(4, 5, device="cuda", seed=0), library().put(floats(3, 2, 4))
+    y, _, tape = layer.forward(x)
+    stream, steps, out = layer.stream(3), CuPys().put(floats(2, 3, 8)), CuPys().put(floats(3, 5))
+    x_t, (before, _) = CuPys().put(floats(3, 4)), stream.state
+    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)
+    calls = [
+        lambda: layer(x),
+        lambda: layer.forward(x),
+        lambda: layer.backward(tape, y),
+        lambda: layer.stream(2),
+        lambda: stream.step(x_t),
+        lambda: stream.step(steps[0][:, ::2], out),
+        lambda: stream.select([0]),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"from CuPy's pool cannot be captured .*; capture calls on PyTorch's"):
+            call()
+    monkeypatch.undo()
+    assert not any(g.get().any() for g in layer.grads.values())
+    assert np.array_equal(stream.state[0].get(), before.get())
+    monkeypatch.setattr(fake_cupy.cuda.Stream, "capturing", True)
+    assert stream.step(x_t, out) is out  # all that it needs besides is the stream's
+    monkeypatch.undo()
+    assert np.array_equal(stream.state[0].get()[0], out.get())
+    layer.backward(tape, y)
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_torch_is_brought_rows_that_are_read_only(writeable):
+    pytest.importorskip("torch")
+    layer, x = fastrnn.GRU(4, 5, device="cuda", seed=0), Torchs().put(floats(3, 2, 4))
+    resets = np.array([[0, 0], [1, 0], [0, 1]], bool)
+    resets.flags.writeable = writeable
+    y, _ = layer(x, resets=resets)
+    assert np.array_equal(Torchs().get(y), CuPys().get(layer(CuPys().put(floats(3, 2, 4)), resets=resets)[0]))
 
 
 def test_backward_takes_tf32_from_its_forward(monkeypatch):

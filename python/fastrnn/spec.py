@@ -92,10 +92,10 @@ class Spec:
         self._kept_size = self._kept_elements()
         self._state_elements = self.num_states * (self.state_size + (hidden_size if self.has_c else 0))
         self._most_elements = max(self.output_size + self._kept_size + input_size, self._state_elements)
+        self.kernels, self.arrays = self._device()
         self.check_allocatable("weights and gradients", 2 * self._weight_bytes(), hint=self._sizes())
         self.shapes = tuple(self._weight_shapes())
         self.names = tuple(name for name, _ in self.shapes)
-        self.kernels, self.arrays = self._device()
         self.problem = self.kernels.Problem(
             cell, dtype.name, input_size, hidden_size, proj_size, num_layers, bidirectional, bias
         )
@@ -112,11 +112,15 @@ class Spec:
     def check_allocatable(self, what: str, size: int, hint: str) -> None:
         """Refuses ``size`` bytes before anything is allocated: where memory is overcommitted, asking would succeed and
         using it would end the process."""
-        limit = _memory_limit()
+        limit = self._memory()
         if size > limit:
             raise ValueError(
                 f"{self.label}: {hint} cannot be allocated: {what} need {size} bytes, available are {limit}"
             )
+
+    def _memory(self) -> int:
+        """The most bytes that could ever be allocated."""
+        return _memory_limit()
 
     def check_call(self, x: np.ndarray, lengths: np.ndarray | None, training: bool) -> None:
         """Refuses an x (T, B, I) of more than can be counted or of which memory could never hold what the call makes.

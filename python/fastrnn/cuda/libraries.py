@@ -67,6 +67,10 @@ class Library(ABC):
     def download(self, array: Any) -> np.ndarray: ...
 
     @abstractmethod
+    def memory(self, index: int) -> int:
+        """Bytes that a GPU has in all."""
+
+    @abstractmethod
     def on(self, index: int) -> contextlib.AbstractContextManager[int]:
         """Makes the device current; gives the handle of the library's current stream on it."""
 
@@ -117,21 +121,37 @@ class CuPy(Library):
         return array.flags.c_contiguous and array.data.ptr % array.dtype.itemsize == 0
 
     def copy(self, array: Any) -> Any:
+        self._refuse_capture()
         return array.copy(order="C")
 
     def converted(self, array: Any, dtype: str) -> Any:
+        if self.dtype(array) != dtype:
+            self._refuse_capture()
         return array.astype(dtype, copy=False)
 
     def empty(self, shape: tuple[int, ...], dtype: str, index: int) -> Any:
         with self.xp.cuda.Device(index):
+            self._refuse_capture()
             return self.xp.empty(shape, numpy_dtype(dtype))
 
     def upload(self, array: np.ndarray, index: int) -> Any:
         with self.xp.cuda.Device(index):
+            self._refuse_capture()
             return self.xp.array(array, order="C")
+
+    def _refuse_capture(self) -> None:
+        """A graph would go on using what goes back to CuPy's pool after the call."""
+        if self.is_capturing():
+            raise RuntimeError(
+                "a call that takes memory from CuPy's pool cannot be captured in a CUDA graph, which would use it when "
+                "it is another's; capture calls on PyTorch's tensors, in torch.cuda.graph, or stream.step(x_t, out=...)"
+            )
 
     def download(self, array: Any) -> np.ndarray:
         return np.asarray(array.get())
+
+    def memory(self, index: int) -> int:
+        return int(self.xp.cuda.Device(index).mem_info[1])
 
     def adopted(self, value: Any) -> Any:
         return value if isinstance(value, (int, self.xp.ndarray)) else self.xp.from_dlpack(value)
@@ -187,11 +207,16 @@ class Torch(Library):
         return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self._place(index))
 
     def upload(self, array: np.ndarray, index: int) -> Any:
-        # Memory that is not pinned is copied away at once: nothing waits for the GPU.
-        return self.torch.from_numpy(array).to(self._place(index), non_blocking=True)
+        # torch wants to write into what it is given.
+        tensor = self.torch.from_numpy(array if array.flags.writeable else array.copy())
+        # What is pinned would be read later, when its owner may have changed it; what is not is copied away at once.
+        return tensor.to(self._place(index), non_blocking=not tensor.is_pinned())
 
     def download(self, array: Any) -> np.ndarray:
         return np.asarray(array.cpu().numpy())
+
+    def memory(self, index: int) -> int:
+        return int(self.torch.cuda.mem_get_info(self._place(index))[1])
 
     def on(self, index: int) -> contextlib.AbstractContextManager[int]:
         return on_torchs_stream(self._place(index))
@@ -311,8 +336,12 @@ class OnDevice:
     def check(self, label: str, name: str, value: Any, dtype: Any) -> Any:
         library = library_of(value)
         if library is None:
-            expected = f"an array on {self.device}, of CuPy, PyTorch or another library with DLPack"
-            raise TypeError(f"{label}: {name} must be {expected}, got {type_name(value)}")
+            expected = (
+                f"an array on {self.device}, of CuPy, PyTorch or another library with DLPack and __array_namespace__"
+            )
+            alone = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+            lacks = ", which has DLPack but no __array_namespace__" if alone else ""
+            raise TypeError(f"{label}: {name} must be {expected}, got {type_name(value)}{lacks}")
         array = self._here(library, label, name, value)
         if library.dtype(array) != dtype.name:
             raise TypeError(f"{label}: {name} must have dtype {dtype.name}, got {library.dtype(array)}")

@@ -14,7 +14,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 class DeviceSpec(Spec):
-    """A stack on a GPU. What fits into its memory is for its libraries to tell."""
+    """A stack on a GPU. Whether a call fits into its memory is for its libraries to tell."""
 
     __slots__ = ("_place",)
 
@@ -34,6 +34,10 @@ class DeviceSpec(Spec):
         if missing is not None:
             raise RuntimeError(f"{self.label}: device 'cuda:{index}' is not available: {missing}")
         return kernels, OnDevice(HOMES[name](), index)
+
+    def _memory(self) -> int:
+        name, index = self._place
+        return HOMES[name]().memory(index)
 
     def check_call(self, x: Any, lengths: Any, training: bool) -> None:
         seq_len, batch, _ = x.shape
