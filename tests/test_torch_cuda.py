@@ -38,6 +38,7 @@ if EMULATED:  # what holds on the CPU holds here
         test_dropout_follows_torchs_generator,
         test_frozen_layers_give_dx,
         test_gradients_with_create_graph_are_those_without,
+        test_misaligned_tensors_are_copied,
         test_outputs_are_freed_with_what_backward_needs,
         test_resets_start_anew,
         test_results_and_gradients_are_those_of_torch,
@@ -204,6 +205,21 @@ def test_kernels_that_do_not_run_on_a_gpu(monkeypatch):
         found = obstacle(layer, layer._weights(), x)
         assert found == ("the kernels do not run on this GPU: no kernel image", "layer")
     assert layer(x)[0].shape == (3, 2, 5)
+
+
+def test_a_probe_that_finds_no_memory_is_repeated(monkeypatch):
+    forward = cuda.forward
+
+    def fail(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda, "_probed", {})
+    monkeypatch.setattr(cuda, "forward", fail)
+    layer, x = fast.GRU(4, 5).to(DEVICE), randn(3, 2, 4)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        layer(x)
+    monkeypatch.setattr(cuda, "forward", forward)
+    assert obstacle(layer, layer._weights(), x) is None
 
 
 def test_what_a_captured_graph_would_repeat(monkeypatch):

@@ -17,7 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 import fastrnn.torch as fast  # noqa: E402
 from fastrnn import _core  # noqa: E402
-from fastrnn.torch import composite, kernel  # noqa: E402
+from fastrnn.torch import composite, devices, kernel  # noqa: E402
 from fastrnn.torch.paths import obstacle  # noqa: E402
 
 import torch_pairs  # noqa: E402 isort: skip
@@ -366,3 +366,50 @@ def test_the_inputs_that_torch_ships():
     counts = dict(line.split() for line in result.stdout.splitlines())
     assert counts.keys() == {*CELLS, *(f"{cell}Cell" for cell in CELLS)}
     assert all(int(count) > 0 for count in counts.values())
+
+
+# ---- what the kernels are given
+
+
+def test_misaligned_tensors_are_copied(monkeypatch):
+    """Every tensor that comes from outside of a layer, a gradient and a call by hand."""
+
+    def shifted(tensor):
+        """The same one byte further."""
+        plain = tensor.detach().cpu().contiguous()
+        size = plain.numel() * plain.element_size()
+        memory = bytearray(size + 1)
+        moved = torch.frombuffer(memory, dtype=torch.uint8, offset=1)
+        moved.copy_(plain.view(-1).view(torch.uint8))
+        return torch.frombuffer(memory, dtype=plain.dtype, offset=1).view(plain.shape)
+
+    layer = fast.LSTM(3, 4, 2)
+    given = [torch.randn(5, 2, 3), torch.randn(2, 2, 4), torch.randn(2, 2, 4)]
+    lengths, dy = torch.tensor([5, 2]), torch.randn(5, 2, 4)
+    addresses, found = [], []
+    for name in ("forward", "backward"):
+        part = devices.part_for(given[0])
+        original = getattr(part, name)
+
+        def recorded(stack, given, weights, *rest, original=original):
+            tensors = [*given[:5], *weights, *rest]
+            addresses.extend(t.data_ptr() % t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+            return original(stack, given, weights, *rest)
+
+        monkeypatch.setattr(part, name, recorded)
+    for move in (torch.clone, shifted):
+        with torch.no_grad():
+            for w in layer.parameters():
+                w.set_(move(w))
+                w.grad = None
+        x, *state = (move(t).requires_grad_() for t in given)
+        assert bool(x.data_ptr() % 4) == (move is shifted)
+        y, _ = layer(x, tuple(state), lengths=move(lengths))
+        y.backward(move(dy))
+        by_hand = torch.ops.fastrnn.forward(
+            *layer._stack(), x.detach(), None, None, move(lengths), None, False, 0.0, None, layer._weights(), False
+        )
+        found.append([y, x.grad, *(s.grad for s in state), *(w.grad for w in layer.parameters()), by_hand[0]])
+    assert addresses
+    assert not any(addresses)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

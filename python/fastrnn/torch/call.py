@@ -77,6 +77,20 @@ class Sizes:
         )
 
 
+#: Types of tensors that are what they seem.
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor as the kernels read it: its numbers side by side in memory, at an address that is a multiple of their
+    size; itself where they are."""
+    if torch.compiler.is_compiling() or tensor.is_neg() or not tensor.is_contiguous():
+        return tensor.resolve_neg().contiguous()
+    if type(tensor) in PLAIN and tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return tensor
+
+
 def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import kernel
-from .call import Sequences, Stack
-from .layers import OnKernels, plain
+from .call import Sequences, Stack, plain
+from .layers import OnKernels
 from .paths import cell_of, obstacle, quicker_on_torch
 
 

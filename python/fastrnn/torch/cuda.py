@@ -63,6 +63,8 @@ def _probe(x: Tensor) -> str | None:
     given = Sequences(x, None, None, None, None, False, 0.0, None)
     try:
         forward(Stack("rnn_tanh", 1, False, False), given, [weight, weight], False)
+    except torch.cuda.OutOfMemoryError:  # may be over with the next call
+        raise
     except RuntimeError as error:
         return f"the kernels do not run on this GPU: {error}"
     return None

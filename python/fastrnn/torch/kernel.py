@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import composite
-from .call import Sequences, Sizes, Stack, shapes_of
+from .call import PLAIN, Sequences, Sizes, Stack, plain, shapes_of
 from .devices import DEVICES, part_for
 
 _library = torch.library.Library("fastrnn", "DEF")
@@ -45,12 +45,12 @@ def _call(name: str, stack: Stack, given: Sequences, *rest: Any) -> Any:
     """The function itself where tensors are what they seem; torch's dispatcher, at some cost, where they are traced."""
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
         weights, *others = rest
-        if all(t is None or type(t) in _PLAIN for t in (*given[:3], *weights, *others)):
+        if all(t is None or type(t) in _DIRECT for t in (*given[:3], *weights, *others)):
             return getattr(part_for(given.x), name)(stack, given, *rest)
     return getattr(torch.ops.fastrnn, name)(*stack, *given, *rest)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, bool, list)  # the latter: arguments that are no tensors
+_DIRECT = (*PLAIN, bool, list)  # the latter: arguments that are no tensors
 
 
 class _Run(torch.autograd.Function):
@@ -85,7 +85,7 @@ class _Run(torch.autograd.Function):
                     ctx.stack, given, weights, (dy, dh_n, dc_n), (need_x, need_h_0, need_c_0, *need_weights)
                 )
         else:
-            dy, dh_n, dc_n = (None if d is None else d.resolve_neg().contiguous() for d in (dy, dh_n, dc_n))
+            dy, dh_n, dc_n = (None if d is None else plain(d) for d in (dy, dh_n, dc_n))
             dx, dh_0, dc_0, dweights = _call(
                 "backward",
                 ctx.stack,
@@ -162,12 +162,12 @@ def _from_anyone(device: str, name: str, *args: Any) -> Any:
     Operators give tensors, empty ones for what is not there, and none twice.
     """
 
-    def plain(value: Any) -> Any:
+    def ready(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.resolve_neg().contiguous()
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+            return plain(value)
+        return [ready(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    args = tuple(map(plain, args))
+    args = tuple(map(ready, args))
     stack, given, rest = _split(args)
     given = DEVICES[device].prepared(given)
     weights, *others = rest

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import composite, cpu, kernel
-from .call import Sequences, Stack
+from .call import Sequences, Stack, plain
 from .paths import autocast_dtype, cell_of, obstacle
 
 
@@ -100,15 +100,18 @@ class _Recurrent(OnKernels, nn.RNNBase):
         seed = torch.randint(2**63 - 1, (), device="cpu") if dropout > 0 and call is kernel.run else None
         dtype = autocast_dtype(x)
 
+        def ready(tensor: Tensor) -> Tensor:
+            return plain(tensor) if call is kernel.run else tensor
+
         def cast(tensor: Tensor) -> Tensor:
-            return plain(tensor if dtype is None else tensor.to(dtype))
+            return ready(tensor if dtype is None else tensor.to(dtype))
 
         given = Sequences(
             cast(x),
             None if states[0] is None else cast(states[0]),
             None if states[1] is None else cast(states[1]),
-            None if lengths is None else lengths.contiguous(),
-            None if resets is None else resets.contiguous(),
+            None if lengths is None else ready(lengths),
+            None if resets is None else ready(resets),
             packed,
             dropout,
             seed,
@@ -187,13 +190,6 @@ class LSTM(_Recurrent):
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor with its numbers side by side in memory, as the kernels read them; itself where they are."""
-    if torch.compiler.is_compiling() or tensor.is_neg() or not tensor.is_contiguous():
-        return tensor.resolve_neg().contiguous()
-    return tensor
 
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
