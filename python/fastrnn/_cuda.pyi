@@ -1,6 +1,7 @@
 """The compiled part for GPUs, where it was built. Arrays are addresses in device memory, for which callers vouch.
 
-Nothing is allocated and nothing waits: results are there when the stream is done.
+Arrays and workspaces are the caller's, and nothing waits for the stream: results are there when it is done. Memory of
+CUDA graphs and of the handle of cuBLASLt is the driver's, which may wait when it allocates any.
 """
 
 from collections.abc import Sequence
