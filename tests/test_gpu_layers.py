@@ -272,6 +272,20 @@ def test_streams_step_as_the_layer(cell, library):
     assert not any(s.get().any() for s in pair(stream.state))
 
 
+@pytest.mark.parametrize("path", ["general", "one_sm"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_streams_step_in_place(cell, path, monkeypatch):
+    """More than a tile of rows and units, in an order of the blocks that differs by test."""
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", path)
+    case = Case(cell, "float64", T=3, B=19, H=33, num_layers=2)
+    data, expected, allowed = drawn(case, "float64")
+    cupy, stream = gpu_arrays.CuPys(), layer_of(case, "float64", data.weights).stream(case.B)
+    stream.state = as_state([cupy.put(s) for s in data.state])
+    got = {"y": np.stack([cupy.get(stream.step(cupy.put(x))) for x in data.x])}
+    got |= {name: a.get() for name, a in named_state(stream.state, "", "_n").items()}
+    helpers.assert_within(got, {name: expected[name] for name in got}, allowed)
+
+
 @pytest.mark.parametrize("optimizer", [fastrnn.optim.SGD, fastrnn.optim.Adam])
 def test_training_is_that_of_the_cpu(optimizer):
     cupy = gpu_arrays.CuPys()
