@@ -8,7 +8,8 @@ import numpy as np
 
 from ..spec import MAX_COUNT, Spec
 from . import extension, kernels
-from .libraries import HOMES, Dtype, OnDevice, cupy, library_of, numpy_dtype, of_array
+from .arrays import OnDevice
+from .libraries import HOMES, Dtype, cupy, library_of, numpy_dtype, of_array
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
