@@ -17,7 +17,7 @@ def test_probes_give_plausible_numbers(isa):
 
 
 def test_a_round_trip_takes_time():
-    assert 1e-9 < _core.round_trip(0.001)
+    assert _core.round_trip(0.001) > 1e-9
 
 
 @pytest.mark.parametrize(
