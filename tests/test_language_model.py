@@ -12,7 +12,7 @@ import pytest
 import fastrnn
 from fastrnn.models import CharVocabulary, LanguageModel, language_model
 from fastrnn.models.nn import Dropout, Embedding, Output
-from fastrnn.models.sampling import Sampler
+from fastrnn.models.decoding import Sampler
 from fastrnn.models.training import Options, Trainer, streams
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 

@@ -23,7 +23,7 @@ from ..optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from .language_model import LanguageModel
+    from .neural_model import NeuralModel
 
 _DEFAULT_LR = {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0}
 #: What the learning rate is multiplied by when this share of the run is behind.
@@ -108,7 +108,7 @@ def streams(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 class Trainer:
     """Takes the steps of a run over one text and knows where it stands."""
 
-    def __init__(self, model: LanguageModel, ids: np.ndarray, options: Options, epochs: int) -> None:
+    def __init__(self, model: NeuralModel, ids: np.ndarray, options: Options, epochs: int) -> None:
         self.model, self.options, self.epochs = model, options, epochs
         self.inputs, self.targets = streams(ids, options.batch_size)
         self.steps_per_epoch = -(-len(self.inputs) // options.bptt)
@@ -145,8 +145,8 @@ class Trainer:
                 norm = clip_grad_norm(model.grads, math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"LanguageModel.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and gradient "
-                    f"norm {norm}; the weights are those before it: try a lower lr (now {self.lr(done):g}) "
+                    f"{type(model).__name__}.fit: step {self.steps + 1} (epoch {self.epoch + 1}) has loss {loss} and "
+                    f"gradient norm {norm}; the weights are those before it: try a lower lr (now {self.lr(done):g}) "
                     f"or clip (now {self.options.clip})"
                 )
         except BaseException:
@@ -251,14 +251,8 @@ _PROGRESS = {
 }
 
 
-def checked_history(history: Any) -> list[dict[str, Any]]:
-    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
-        raise ValueError("history must be a list of records")
-    return history
-
-
 def fit(
-    model: LanguageModel,
+    model: NeuralModel,
     train: str,
     valid: str | None,
     options: Options,
@@ -268,8 +262,8 @@ def fit(
     checkpoint: str | os.PathLike[str] | None,
     report: Progress,
 ) -> list[dict[str, Any]]:
-    """The run behind ``LanguageModel.fit``, which checks the arguments and explains them."""
-    where = "LanguageModel.fit"
+    """The run behind ``fit``, which checks the arguments and explains them."""
+    where = f"{type(model).__name__}.fit"
     trainer = Trainer(model, model._built("fit").encode(train), options, epochs)
     if model._training is not None:
         trainer.restore(where, model._training)
@@ -300,7 +294,7 @@ def fit(
 
 
 def _end_epoch(
-    model: LanguageModel,
+    model: NeuralModel,
     trainer: Trainer,
     valid: str | None,
     checkpoint: str | os.PathLike[str] | None,

@@ -1,13 +1,24 @@
-"""Choosing the next token from logits."""
+"""Writing text token by token: drawing from the probabilities of the next one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..checks import check_probability, check_real, check_size
+
+
+class Decoder(Protocol):
+    """Rows of text that grow by one token a step."""
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Each row has read its token of (N,): logits (N, V) of the next ones, free to be changed."""
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keep these rows, in this order; a row may be taken several times."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +71,17 @@ def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:
     # side="right" skips empty intervals; the minimum keeps a draw that rounds up to the sum inside.
     place = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
     return min(place, int(np.flatnonzero(weights)[-1]))
+
+
+def sample(
+    where: str, decoder: Decoder, last: int, count: int, sampler: Sampler, rng: np.random.Generator, never: int
+) -> Iterator[int]:
+    """``count`` tokens after ``last``, none of them ``never``."""
+    token = last
+    for _ in range(count):
+        logits = decoder.step(np.array([token]))[0]
+        if np.isnan(logits).any() or logits.max() == np.inf:
+            raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
+        logits[never] = -np.inf
+        token = sampler.draw(logits, rng)
+        yield token
