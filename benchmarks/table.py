@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn.bench import report, shapes
+from fastrnn.output import as_markdown
 
 _PLACE = re.compile(r"^(<!-- table: (.+?) -->)$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
@@ -36,7 +37,7 @@ def make_tables(document: report.Document) -> dict[str, str]:
         "paused": report.paused_table(document),
         "summary": report.summary_table(document),
     }
-    texts = {name: report.as_markdown(table) for name, table in tables.items() if table[1]}
+    texts = {name: as_markdown(table) for name, table in tables.items() if table[1]}
     return {"machine": report.describe(document)} | texts
 
 
@@ -57,7 +58,7 @@ def make_memory_tables(document: dict[str, Any]) -> dict[str, str]:
         for shape in dict.fromkeys(shape for shape, _ in peaks)
     ]
     growth = ", ".join(map(mib, document["growth"]))
-    return {"peaks": report.as_markdown((header, lines)), "growth": growth}
+    return {"peaks": as_markdown((header, lines)), "growth": growth}
 
 
 def make_overhead_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -68,7 +69,7 @@ def make_overhead_tables(document: dict[str, Any]) -> dict[str, str]:
         [cell, *(f"{median:.1f} ({low:.1f} to {high:.1f})" for low, median, high in (row[kind] for kind in kinds))]
         for cell, row in rows.items()
     ]
-    return {"calls": report.as_markdown((["us", *kinds], lines))}
+    return {"calls": as_markdown((["us", *kinds], lines))}
 
 
 def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -91,8 +92,8 @@ def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
         [shape, *(parts[shape, cell] for cell in shapes.CELLS)] for shape in dict.fromkeys(shape for shape, _ in parts)
     ]
     return {
-        "layers": report.as_markdown((["T,B,I,H,L", *columns], lines)),
-        "parts": report.as_markdown((["T,B,H", *(cell.upper() for cell in shapes.CELLS)], part_lines)),
+        "layers": as_markdown((["T,B,I,H,L", *columns], lines)),
+        "parts": as_markdown((["T,B,H", *(cell.upper() for cell in shapes.CELLS)], part_lines)),
     }
 
 
@@ -109,7 +110,7 @@ def make_baseline_tables(document: dict[str, Any]) -> dict[str, str]:
         ]
         for row in document["rows"].values()
     ]
-    return {"speed": report.as_markdown((header, lines))}
+    return {"speed": as_markdown((header, lines))}
 
 
 def make_recipe_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -127,7 +128,7 @@ def make_recipe_tables(document: dict[str, Any]) -> dict[str, str]:
         *(f"{results[part]['loss']:.3f}" for part in ("valid", "test")),
         f"{results['test']['perplexity']:.2f}",
     ]
-    return {"trained": report.as_markdown((header, [line]))}
+    return {"trained": as_markdown((header, [line]))}
 
 
 def make_ngram_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -149,7 +150,7 @@ def make_ngram_tables(document: dict[str, Any]) -> dict[str, str]:
                 f"{one['test_seconds']:.2f}",
             ]
         )
-    return {"perplexity": report.as_markdown((header, lines))}
+    return {"perplexity": as_markdown((header, lines))}
 
 
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:

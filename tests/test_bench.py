@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import _core, cli
+from fastrnn import _core, cli, output
 from fastrnn.bench import harness, machine, peers, report, shapes, worker
 
 TABLE = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
@@ -182,7 +182,7 @@ def test_beside_torch(limits, monkeypatch, capsys, tmp_path):
 
     report.show(document)
     assert capsys.readouterr().out == out
-    header, *lines = report.as_text(report.main_table(document)).splitlines()
+    header, *lines = output.as_text(report.main_table(document)).splitlines()
     columns = "T,B,I,H,L cell mode fastrnn ms torch ms ratio best other peer, ms, ratio x ideal error"
     assert " ".join(header.split()) == columns
     assert [line.split()[:3] for line in lines] == [["1,2,3,5,2", "lstm", mode] for mode in ("infer", "train")]
@@ -427,18 +427,18 @@ def test_json_is_replaced_at_once(made, monkeypatch, tmp_path):
     path, link = tmp_path / "run.json", tmp_path / "link.json"
     path.write_text("old")
     link.symlink_to(path)
-    report.check_writable(path)
+    output.check_writable(path)
     assert path.read_text() == "old"
-    report.write_json(link, made)
+    output.write_json(link, made)
     assert link.is_symlink()
     assert report.read_json(path) == made
-    report.write_json(os.devnull, made)
+    output.write_json(os.devnull, made)
     assert not Path(os.devnull).is_file()
     with pytest.raises(OSError, match="directory"):
-        report.check_writable(tmp_path)
+        output.check_writable(tmp_path)
     monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match=r"No space left: '.*run.json'"):
-        report.write_json(path, {})
+        output.write_json(path, {})
     assert report.read_json(path) == made
     assert set(tmp_path.iterdir()) == {path, link}
 
@@ -508,14 +508,14 @@ def test_memory_tables(table):
 
 def test_tables_in_a_readme(table, made, monkeypatch, capsys, tmp_path):
     path, readme = tmp_path / "two.json", tmp_path / "README.md"
-    report.write_json(path, made)
+    output.write_json(path, made)
     assert report.read_json(path) == made
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["table.py", str(path), *map(str, args)])
         return table.main(), *capsys.readouterr()
 
-    train = report.as_markdown(report.main_table(made, "train"))
+    train = output.as_markdown(report.main_table(made, "train"))
     status, out, _ = run()
     assert status == 0
     assert train in out

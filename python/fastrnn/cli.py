@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from . import get_num_threads, show_config, threads
+from . import get_num_threads, output, show_config, threads
 from .bench import shapes
 
 
@@ -157,10 +157,10 @@ def _bench(args: argparse.Namespace) -> None:
     def keep(document: report.Document) -> None:
         latest.update(document)
         if args.json:
-            report.write_json(args.json, document)
+            output.write_json(args.json, document)
 
     if args.json:
-        report.check_writable(args.json)  # better known now than after the first row
+        output.check_writable(args.json)  # better known now than after the first row
     try:
         with _orderly_end():
             harness.run(settings, lambda line: print(line, file=sys.stderr, flush=True), keep)

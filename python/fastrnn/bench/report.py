@@ -1,21 +1,16 @@
-"""The document of a run as tables: text, Markdown, and with rich on a terminal."""
+"""The document of a run, and its tables."""
 
 from __future__ import annotations
 
-import errno
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from ..output import Table, print_table
 from .shapes import CELLS, MODES
 
 Document = dict[str, Any]
-Table = tuple[list[str], list[list[str]]]  # header and rows
 
 _MAIN_HEADER = [
     "T,B,I,H,L",
@@ -39,37 +34,6 @@ def read_json(path: str | os.PathLike[str]) -> Document:
     if not isinstance(document, dict) or not {"machine", "versions", "threads", "rows"} <= document.keys():
         raise ValueError(f"bench: {path} must be what fastrnn bench --json writes, got other JSON")
     return document
-
-
-def write_json(path: str | os.PathLike[str], document: Document) -> None:
-    """What is there is replaced at once, so that a run that ends meanwhile leaves one of the two."""
-    _write(path, json.dumps(document, indent=1) + "\n")
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError where `write_json` would, and leaves what is there."""
-    _write(path, None)
-
-
-def _write(path: str | os.PathLike[str], text: str | None) -> None:
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if target.exists() and not target.is_file():  # a device or a pipe, which nothing can take the place of
-            with open(target, "w", encoding="utf-8") as file:
-                file.write(text or "")
-            return
-        beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_text(text or "", encoding="utf-8")
-            if text is not None:
-                os.replace(beside, target)
-        finally:
-            with suppress(OSError):  # where all went well there is none
-                beside.unlink()
-    except OSError as error:  # said of the file that the user has named
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def main_table(document: Document, mode: str | None = None) -> Table:
@@ -126,41 +90,13 @@ def describe(document: Document) -> str:
     )
 
 
-def as_text(table: Table) -> str:
-    """Aligned columns."""
-    header, rows = table
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (header, *rows)
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_markdown(table: Table) -> str:
-    header, rows = table
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
-
-
 def show(document: Document) -> None:
     """Prints tables and machine on standard output."""
     tables = [("", main_table(document)), ("One step after a pause of 1 ms", paused_table(document))]
     for title, table in tables:
         if table[1]:
-            _print(title, table)
+            print_table(title, table)
     print(describe(document))
-
-
-def _print(title: str, table: Table) -> None:
-    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
-        import rich.table
-        from rich.console import Console
-
-        shown = rich.table.Table(*table[0], title=title or None)
-        for row in table[1]:
-            shown.add_row(*row)
-        Console(markup=False, highlight=False).print(shown)
-    else:
-        print("\n".join(filter(None, [title, as_text(table), ""])), end="\n\n")
 
 
 def _main_line(row: dict[str, Any]) -> list[str]:
