@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
+import itertools
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastrnn.models import LanguageModel
-from fastrnn.models import checkpoint as checkpoint_module
+from fastrnn.models import LanguageModel, safetensors
 from fastrnn.models import progress as progress_module
 from fastrnn.models.training import Options, Trainer
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
@@ -161,8 +165,9 @@ def test_save_and_load_to_the_bit(trained, tmp_path):
     assert [name.split("-")[0] for name in names] == ["model.json", "training", "weights"]
     trained.save(folder, training=False)
     assert len(os.listdir(folder)) == 2
-    with np.load(folder / sorted(os.listdir(folder))[1], allow_pickle=False) as archive:
-        assert set(archive.files) == set(trained.state_dict())
+    (weights,) = folder.glob("weights-*.safetensors")
+    with weights.open("rb") as file:
+        assert safetensors.load(file).keys() == trained.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -175,35 +180,73 @@ def test_save_and_load_every_kind(tmp_path, options):
     assert weights_equal(LanguageModel.load(tmp_path), model)
 
 
-@pytest.mark.parametrize("failing", ["write", "sync", "first rename", "last rename"])
-def test_failed_save_leaves_the_old_model(trained, tmp_path, monkeypatch, failing):
+class _Disk:
+    """Has room for so many writes, syncs and renames, then it is full."""
+
+    def __init__(self, patch, room):
+        self.room = room
+        self.refused = None  # the first call without room
+        self.renamed = []
+        real = {"sync": os.fsync, "rename": os.replace, "open": Path.open}
+
+        def sync(handle):
+            self.take("sync")
+            real["sync"](handle)
+
+        def rename(source, target):
+            self.take("rename", os.fspath(source), None, os.fspath(target))
+            real["rename"](source, target)
+            self.renamed.append(Path(target).name)
+
+        class File(io.FileIO):
+            def write(file, data):
+                self.take("write")
+                return super().write(data)
+
+        def open_file(path, mode):
+            return io.BufferedWriter(File(path, mode)) if mode == "xb" else real["open"](path, mode)
+
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(os, "replace", rename)
+        patch.setattr(Path, "open", open_file)
+
+    def take(self, call, *names):
+        if self.room == 0:
+            self.refused = self.refused or call
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *names)
+        self.room -= 1
+
+
+def test_a_full_disk_leaves_the_old_model(trained, tmp_path, monkeypatch):
     old = tiny()
     old.build(TEXT)
-    old.save(tmp_path)
-    before = sorted(os.listdir(tmp_path))
-    full = OSError(28, "No space left on device")
-    calls = []
-
-    def fail(*args):
-        calls.append(args)
-        if failing == "last rename" and not str(args[1]).endswith("model.json"):
-            return real(*args)
-        raise full
-
-    target, name = {"write": (np, "savez"), "sync": (os, "fsync")}.get(failing, (os, "replace"))
-    real = getattr(target, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, lambda *args, **kwargs: fail(*args))
-        with pytest.raises(OSError, match="No space left"):
-            trained.save(tmp_path)
-    assert calls
-    assert weights_equal(LanguageModel.load(tmp_path), old)
-    assert not [entry for entry in os.listdir(tmp_path) if entry.startswith(".")]
-    if failing != "last rename":
-        assert sorted(os.listdir(tmp_path)) == before
-    trained.save(tmp_path)  # removes what the failed one left
-    assert weights_equal(LanguageModel.load(tmp_path), trained)
-    assert len(os.listdir(tmp_path)) == 3
+    refused, named = set(), set()
+    for room in itertools.count():
+        folder = tmp_path / str(room)
+        old.save(folder)
+        before = sorted(os.listdir(folder))
+        with monkeypatch.context() as patch:
+            disk = _Disk(patch, room)
+            try:
+                trained.save(folder)
+            except OSError as caught:
+                error = caught
+            else:
+                break
+        assert str(error).startswith(f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '{folder}")
+        assert "\n" not in str(error)
+        refused.add(disk.refused)
+        named.add(Path(error.filename).name)
+        assert weights_equal(LanguageModel.load(folder), trained if "model.json" in disk.renamed else old)
+        assert not [entry for entry in os.listdir(folder) if entry.startswith(".")]
+        if not disk.renamed:
+            assert sorted(os.listdir(folder)) == before
+        trained.save(folder)  # removes what the failed one left
+        assert weights_equal(LanguageModel.load(folder), trained)
+        assert len(os.listdir(folder)) == 3
+    assert refused == {"write", "sync", "rename"}
+    assert named >= {"weights.safetensors", "training.safetensors", "model.json"}
+    assert len(os.listdir(folder)) == 3
 
 
 def edit(folder, change):
@@ -224,14 +267,36 @@ def set_at(*keys):
     return change
 
 
+def save_version_1(folder, model, arrays):
+    """As the first versions saved a model."""
+    model.save(folder, training=False)
+    (folder / json.loads((folder / "model.json").read_text())["files"]["weights"]["name"]).unlink()
+    archive = folder / "weights-0123456789ab.npz"
+    np.savez(archive, **arrays)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    edit(folder, set_at("files", "weights", {"name": archive.name, "sha256": digest}))
+    edit(folder, set_at("version", 1))
+
+
+def test_version_1_is_read_and_replaced(trained, tmp_path):
+    old = tiny()
+    old.build(TEXT)
+    save_version_1(tmp_path, old, old.state_dict())
+    assert weights_equal(LanguageModel.load(tmp_path), old)
+    trained.save(tmp_path)
+    assert weights_equal(LanguageModel.load(tmp_path), trained)
+    assert not list(tmp_path.glob("*.npz"))
+    assert json.loads((tmp_path / "model.json").read_text())["version"] == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (set_at("format", "other"), "is not a fastrnn.LanguageModel"),
-        (set_at("version", 2), "must have version 1, got 2"),
+        (set_at("version", 3), "must have version 1 or 2, got 3"),
         (set_at("files", None), "files is missing"),
         (set_at("files", "weights", "sha256", "0" * 64), "truncated or changed"),
-        (set_at("files", "weights", "name", "../weights-0123456789ab.npz"), "bad entry for 'weights'"),
+        (set_at("files", "weights", "name", "../weights-0123456789ab.safetensors"), "bad entry for 'weights'"),
         (set_at("files", "weights", "name", "/etc/passwd"), "bad entry for 'weights'"),
         (set_at("files", "weights", None), "bad entry for 'weights'"),
         (lambda data: data["files"].pop("weights"), "state must have the names"),
@@ -287,14 +352,14 @@ def test_load_refuses_damaged_files(trained, tmp_path):
 
     refused(FileNotFoundError, "holds no saved model: model.json is missing")
     trained.save(tmp_path)
-    (weights,) = tmp_path.glob("weights-*.npz")
+    (weights,) = tmp_path.glob("weights-*.safetensors")
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
     refused(ValueError, "truncated or changed")
     weights.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     refused(ValueError, "truncated or changed")
     weights.unlink()
-    refused(FileNotFoundError, "weights-.*npz is missing")
+    refused(FileNotFoundError, "weights-.*safetensors is missing")
     for text in ("", "{", "[1]", "\udc80" * 3, "[" * 100_000):
         (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(ValueError, "model.json is (damaged: not JSON|not a fastrnn.LanguageModel)")
@@ -305,28 +370,53 @@ def test_load_never_unpickles(tmp_path):
     model.build(TEXT)
     bad = np.empty(1, object)
     bad[0] = os.system
-    data = {"config": model.config, "vocabulary": model.vocabulary.to_dict(), "history": []}
-    checkpoint_module.write(tmp_path, "fastrnn.LanguageModel", data, {"weights": {"embedding.weight": bad}})
+    save_version_1(tmp_path, model, {"embedding.weight": bad})
     with pytest.raises(ValueError, match=r"weights-.*npz is damaged"):
         LanguageModel.load(tmp_path)
 
 
-def test_weights_load_into_torch(trained):
+def test_load_refuses_what_is_no_safetensors_file(trained, tmp_path):
+    trained.save(tmp_path)
+    (weights,) = tmp_path.glob("weights-*.safetensors")
+    weights.write_bytes(b"\x80\x04N.")  # a pickle
+    edit(tmp_path, set_at("files", "weights", "sha256", hashlib.sha256(weights.read_bytes()).hexdigest()))
+    with pytest.raises(ValueError, match=r"^LanguageModel\.load: .*weights-.*safetensors is damaged \(its header"):
+        LanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"layers": 2}, {"tie": True, "embedding": 12}])
+def test_weights_load_into_torch(tmp_path, options):
     torch = pytest.importorskip("torch")
-    state = {name: torch.from_numpy(array) for name, array in trained.state_dict().items()}
+    load_file = pytest.importorskip("safetensors.torch").load_file
 
-    def part(name):
-        return {key.removeprefix(name + "."): value for key, value in state.items() if key.startswith(name + ".")}
+    class Model(torch.nn.Module):
+        def __init__(self, symbols, embedding, hidden, layers):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(symbols, embedding)
+            self.recurrent = torch.nn.LSTM(embedding, hidden, layers)
+            self.output = torch.nn.Linear(hidden, symbols)
 
-    embedding = torch.nn.Embedding(len(trained.vocabulary), trained.embedding)
-    recurrent = torch.nn.LSTM(trained.embedding, trained.hidden, trained.layers)
-    output = torch.nn.Linear(trained.hidden, len(trained.vocabulary))
-    for module, name in ((embedding, "embedding"), (recurrent, "recurrent"), (output, "output")):
-        module.load_state_dict(part(name))
-    ids = torch.from_numpy(trained.vocabulary.encode(TEXT[:60]).astype(np.int64))
-    logits = output(recurrent(embedding(ids[:-1]))[0])
-    expected = -torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
-    np.testing.assert_allclose(trained.score(TEXT[:60]), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+        def forward(self, ids):
+            return self.output(self.recurrent(self.embedding(ids))[0])
+
+    model = tiny(**options)
+    model.fit(TEXT, epochs=2, **QUICK)
+    model.save(tmp_path)
+    (weights,) = tmp_path.glob("weights-*.safetensors")
+    peer = Model(len(model.vocabulary), model.embedding, model.hidden, model.layers)
+    if model.tie:
+        peer.output.weight = peer.embedding.weight
+        result = peer.load_state_dict(load_file(weights), strict=False)
+        assert result.missing_keys == ["output.weight"]  # which the line above made the embedding's
+        assert not result.unexpected_keys
+    else:
+        peer.load_state_dict(load_file(weights), strict=True)
+    text = TEXT[:60]
+    ids = torch.from_numpy(model.vocabulary.encode(text).astype(np.int64))
+    with torch.no_grad():
+        log_p = torch.log_softmax(peer(ids[:-1]), dim=-1).gather(1, ids[1:, None])[:, 0]
+    terms = model.layers * len(text) * (model.embedding + model.hidden)  # in the sums of each number
+    np.testing.assert_allclose(model.score(text), log_p.numpy(), rtol=0, atol=terms * np.finfo(np.float32).eps)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

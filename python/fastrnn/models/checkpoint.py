@@ -1,8 +1,11 @@
-"""A model on disk: ``model.json`` and NumPy ``.npz`` archives that it names, nothing pickled.
+"""A model on disk: ``model.json`` and the ``.safetensors`` archives that it names, nothing pickled.
 
-Every archive has a file name of its own, made from its content, and ``model.json`` holds its SHA-256. New archives are
-written and synced first; renaming the new ``model.json`` over the old one is the only step that makes them current, and
-old archives go last. Whenever the machine stops, the folder holds either the old model or the new one, complete.
+Every archive has a file name of its own, made from its content, and ``model.json`` holds its SHA-256. All new files are
+first written and synced in a temporary folder, which goes however that ends: a full disk shows before the model is
+touched. Renaming the new ``model.json`` over the old one is the only step that makes them current, and old archives go
+last. Whenever the machine stops, the folder holds either the old model or the new one, complete.
+
+The archives of version 1, NumPy's ``.npz``, are read too.
 """
 
 from __future__ import annotations
@@ -11,31 +14,51 @@ import hashlib
 import json
 import os
 import re
-import secrets
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import safetensors
+
 _INDEX = "model.json"
-_VERSION = 1
-_ARCHIVE = re.compile(r"(?P<role>[a-z]+)-(?P<digest>[0-9a-f]{12})\.npz")
+_VERSION = 2
+_OLD_VERSION = 1
+_ARCHIVE = re.compile(r"(?P<role>[a-z]+)-(?P<digest>[0-9a-f]{12})(?P<suffix>\.safetensors|\.npz)")
 
 
 def write(
     folder: str | os.PathLike[str], kind: str, data: Mapping[str, Any], archives: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """Make ``data`` (JSON) and ``archives`` (role -> arrays) the content of ``folder``, which is made if missing."""
+    """Make ``data`` (JSON) and ``archives`` (role -> arrays) the content of ``folder``, which is made if missing.
+
+    An OSError names the file that could not be written. Unless the new ``model.json`` was in place by then, the model
+    that was there still is.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    files = {role: _write_archive(path, role, arrays) for role, arrays in archives.items()}
-    _sync_folder(path)
-    index = {"format": kind, "version": _VERSION, **data, "files": files}
-    text = json.dumps(index, indent=1, allow_nan=False) + "\n"
-    _write_file(path, lambda file: file.write(text.encode("ascii")), lambda _: _INDEX)
-    _sync_folder(path)
+    files = {}
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path) as temporary:
+        renames = []
+        for role, arrays in archives.items():
+            written = _write_file(Path(temporary, f"{role}.safetensors"), partial(safetensors.save, arrays=arrays))
+            with written.open("rb") as file:
+                digest = _sha256(file)
+            files[role] = {"name": f"{role}-{digest[:12]}.safetensors", "sha256": digest}
+            renames.append((written, path / files[role]["name"]))
+        index = {"format": kind, "version": _VERSION, **data, "files": files}
+        text = json.dumps(index, indent=1, allow_nan=False) + "\n"
+        new_index = _write_file(Path(temporary, _INDEX), lambda file: file.write(text.encode("ascii")))
+        for written, final in renames:
+            os.replace(written, final)
+        _sync_folder(path)
+        os.replace(new_index, path / _INDEX)
+        _sync_folder(path)
     current = {entry["name"] for entry in files.values()}
     for entry in path.iterdir():
         if _ARCHIVE.fullmatch(entry.name) and entry.name not in current:
@@ -45,7 +68,10 @@ def write(
 def read(
     where: str, folder: str | os.PathLike[str], kind: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-    """What ``write`` wrote. FileNotFoundError or a one-line ValueError, naming the file, for anything else."""
+    """What ``write`` wrote, in this version or the one before.
+
+    FileNotFoundError or a one-line ValueError, naming the file, for anything else.
+    """
     path = Path(folder)
     index = path / _INDEX
     if not index.is_file():
@@ -56,30 +82,15 @@ def read(
         raise ValueError(f"{where}: {index} is damaged: not JSON ({error})") from None
     if not isinstance(data, dict) or data.pop("format", None) != kind:
         raise ValueError(f"{where}: {index} is not a {kind}")
-    if (version := data.pop("version", None)) != _VERSION:
+    if (version := data.pop("version", None)) not in (_OLD_VERSION, _VERSION):
         raise ValueError(
-            f"{where}: {index} must have version {_VERSION}, got {version!r}: read it with the fastrnn that wrote it"
+            f"{where}: {index} must have version {_OLD_VERSION} or {_VERSION}, got {version!r}: "
+            "read it with the fastrnn that wrote it"
         )
     files = data.pop("files", None)
     if not isinstance(files, dict):
         raise ValueError(f"{where}: {index} is damaged: files is missing")
     return data, {role: _read_archive(where, path, role, entry) for role, entry in files.items()}
-
-
-def _write_archive(path: Path, role: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    digest = ""
-
-    def save(file: BinaryIO) -> None:
-        entries: dict[str, Any] = dict(arrays)
-        np.savez(file, **entries)
-
-    def name(temporary: Path) -> str:
-        nonlocal digest
-        with temporary.open("rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        return f"{role}-{digest[:12]}.npz"
-
-    return {"name": _write_file(path, save, name), "sha256": digest}
 
 
 def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np.ndarray]:
@@ -91,30 +102,45 @@ def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np
     if not file_path.is_file():
         raise FileNotFoundError(f"{where}: {file_path} is missing")
     with file_path.open("rb") as file:
-        if hashlib.sha256(file.read()).hexdigest() != entry.get("sha256"):
+        if _sha256(file) != entry.get("sha256"):
             raise ValueError(f"{where}: {file_path} is not the file that {_INDEX} describes: truncated or changed")
-        file.seek(0)
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
+            return _load_npz(file) if match["suffix"] == ".npz" else safetensors.load(file)
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{where}: {file_path} is damaged ({error})") from None
 
 
-def _write_file(path: Path, save: Callable[[BinaryIO], Any], name: Callable[[Path], str]) -> str:
-    """Write a temporary file, sync it, rename it to ``name(temporary)``; nothing stays behind when that fails."""
-    temporary = path / f".writing-{secrets.token_hex(8)}"
+def _load_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _sha256(file: BinaryIO) -> str:
+    """Of the whole file, a piece at a time; then it stands at its beginning again."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:
+    with _naming(path), path.open("xb") as file:
+        save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError of a file that is open already has no name: it gets this one."""
     try:
-        with temporary.open("xb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        final = name(temporary)
-        os.replace(temporary, path / final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
         raise
-    return final
 
 
 def _sync_folder(path: Path) -> None:
@@ -123,6 +149,7 @@ def _sync_folder(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        with _naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
