@@ -46,19 +46,19 @@ def write(
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path) as temporary:
         renames = []
         for role, arrays in archives.items():
-            written = _write_file(Path(temporary, f"{role}.safetensors"), partial(safetensors.save, arrays=arrays))
+            written = write_file(Path(temporary, f"{role}.safetensors"), partial(safetensors.save, arrays=arrays))
             with written.open("rb") as file:
-                digest = _sha256(file)
+                digest = sha256(file)
             files[role] = {"name": f"{role}-{digest[:12]}.safetensors", "sha256": digest}
             renames.append((written, path / files[role]["name"]))
         index = {"format": kind, "version": _VERSION, **data, "files": files}
         text = json.dumps(index, indent=1, allow_nan=False) + "\n"
-        new_index = _write_file(Path(temporary, _INDEX), lambda file: file.write(text.encode("ascii")))
+        new_index = write_file(Path(temporary, _INDEX), lambda file: file.write(text.encode("ascii")))
         for written, final in renames:
             os.replace(written, final)
-        _sync_folder(path)
+        sync_folder(path)
         os.replace(new_index, path / _INDEX)
-        _sync_folder(path)
+        sync_folder(path)
     current = {entry["name"] for entry in files.values()}
     for entry in path.iterdir():
         if _ARCHIVE.fullmatch(entry.name) and entry.name not in current:
@@ -74,13 +74,8 @@ def read(
     """
     path = Path(folder)
     index = path / _INDEX
-    if not index.is_file():
-        raise FileNotFoundError(f"{where}: {path} holds no saved model: {_INDEX} is missing")
-    try:
-        data = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {index} is damaged: not JSON ({error})") from None
-    if not isinstance(data, dict) or data.pop("format", None) != kind:
+    data = _read_index(where, index)
+    if data.pop("format", None) != kind:
         raise ValueError(f"{where}: {index} is not a {kind}")
     if (version := data.pop("version", None)) not in (_OLD_VERSION, _VERSION):
         raise ValueError(
@@ -93,6 +88,23 @@ def read(
     return data, {role: _read_archive(where, path, role, entry) for role, entry in files.items()}
 
 
+def kind_of(where: str, folder: str | os.PathLike[str]) -> Any:
+    """The ``kind`` that ``write`` was given; errors as in ``read``."""
+    return _read_index(where, Path(folder, _INDEX)).get("format")
+
+
+def _read_index(where: str, index: Path) -> dict[str, Any]:
+    if not index.is_file():
+        raise FileNotFoundError(f"{where}: {index.parent} holds no saved model: {_INDEX} is missing")
+    try:
+        data = json.loads(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {index} is damaged: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {index} is damaged: not a JSON object")
+    return data
+
+
 def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np.ndarray]:
     name = entry.get("name") if isinstance(entry, dict) else None
     # Only a plain name of our own making: an index cannot point outside its folder.
@@ -102,7 +114,7 @@ def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np
     if not file_path.is_file():
         raise FileNotFoundError(f"{where}: {file_path} is missing")
     with file_path.open("rb") as file:
-        if _sha256(file) != entry.get("sha256"):
+        if sha256(file) != entry.get("sha256"):
             raise ValueError(f"{where}: {file_path} is not the file that {_INDEX} describes: truncated or changed")
         try:
             return _load_npz(file) if match["suffix"] == ".npz" else safetensors.load(file)
@@ -115,7 +127,7 @@ def _load_npz(file: BinaryIO) -> dict[str, np.ndarray]:
         return {key: archive[key] for key in archive.files}
 
 
-def _sha256(file: BinaryIO) -> str:
+def sha256(file: BinaryIO) -> str:
     """Of the whole file, a piece at a time; then it stands at its beginning again."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
@@ -124,7 +136,7 @@ def _sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:
+def write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:
     with _naming(path), path.open("xb") as file:
         save(file)
         file.flush()
@@ -143,7 +155,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make the renames themselves durable, where the system can sync a folder."""
     if not hasattr(os, "O_DIRECTORY"):
         return

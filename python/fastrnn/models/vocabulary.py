@@ -1,21 +1,49 @@
 """Vocabularies: text to integers and back.
 
-All have the same methods. ``of_text`` makes one, ``encode`` and ``decode`` go there and back, ``to_dict`` and
-``vocabulary_from_dict`` keep it with a model. Id 0 stands for whatever the text behind the vocabulary did not hold.
+All have the same methods. ``of_text`` and ``of_pieces`` make one, ``encode`` and ``decode`` go there and back,
+``to_dict`` and ``vocabulary_from_dict`` keep it with a model. Id 0 stands for whatever the text behind the vocabulary
+did not hold.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..checks import check_size
+
 UNKNOWN = 0  # the id of every symbol that training did not see
 REPLACEMENT = "\ufffd"  # what that id is shown as among characters
 _UNK, _EOS = "<unk>", "<eos>"
+_LAST_CUT = re.compile(r".+([ \t\r\n])\S", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLOCK = 1 << 14  # characters that a tokenizer gets at a time
+_BATCH = 64  # blocks: bounds what the tokenizer keeps of each token beside its id
+_LONGEST = 1024  # bytes of a word: the time that learning from one takes grows with their square
+
+
+def between_words(blocks: Iterable[str]) -> Iterator[str]:
+    """The text that ``blocks`` make up together, in pieces that no word lies in two of.
+
+    Each piece but the first begins with whitespace that something else follows. There the rules of all vocabularies
+    begin anew: the ids of the pieces, one after another, are those of the text. A piece is about as long as a block,
+    and as long as it takes where there is no such place.
+    """
+    held: list[str] = []
+    for block in blocks:
+        if match := _LAST_CUT.match(block):
+            cut = match.start(1)
+            yield "".join([*held, block[:cut]])
+            held, block = [], block[cut:]
+        held.append(block)
+    if rest := "".join(held):
+        yield rest
 
 
 class CharVocabulary:
@@ -46,7 +74,15 @@ class CharVocabulary:
     @classmethod
     def of_text(cls, text: str, min_frequency: int = 1) -> CharVocabulary:
         """The vocabulary of all characters of ``text`` that occur ``min_frequency`` times or more."""
-        return cls(sorted(symbol for symbol, count in Counter(text).items() if count >= min_frequency))
+        return cls.of_pieces((text,), min_frequency)
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[str], min_frequency: int = 1) -> CharVocabulary:
+        """That of the text which ``pieces`` make up together."""
+        counts: Counter[str] = Counter()
+        for piece in pieces:
+            counts.update(piece)
+        return cls(sorted(symbol for symbol, count in counts.items() if count >= min_frequency))
 
     def __len__(self) -> int:
         return len(self._symbols) + 1
@@ -91,7 +127,7 @@ class CharVocabulary:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CharVocabulary:
         """Inverse of ``to_dict``; a ValueError for anything it does not write."""
-        return cls(_checked_symbols(cls, data))
+        return cls(_checked(cls, data, "symbols"))
 
 
 class WordVocabulary:
@@ -124,7 +160,14 @@ class WordVocabulary:
     @classmethod
     def of_text(cls, text: str, min_frequency: int = 1) -> WordVocabulary:
         """The vocabulary of all words of ``text`` that occur ``min_frequency`` times or more."""
-        counts = Counter(text.split())
+        return cls.of_pieces((text,), min_frequency)
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[str], min_frequency: int = 1) -> WordVocabulary:
+        """That of the text which ``pieces`` make up together, wherever they are cut."""
+        counts: Counter[str] = Counter()
+        for piece in between_words(pieces):
+            counts.update(piece.split())
         for special in (_UNK, _EOS):
             counts.pop(special, None)
         kept = [(-count, word) for word, count in counts.items() if count >= min_frequency]
@@ -179,12 +222,128 @@ class WordVocabulary:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WordVocabulary:
         """Inverse of ``to_dict``; a ValueError for anything it does not write."""
-        return cls(_checked_symbols(cls, data).split())
+        return cls(_checked(cls, data, "symbols").split())
 
 
-Vocabulary = CharVocabulary | WordVocabulary
-VOCABULARIES: dict[str, type[CharVocabulary] | type[WordVocabulary]] = {
-    vocabulary.level: vocabulary for vocabulary in (CharVocabulary, WordVocabulary)
+class BpeVocabulary:
+    """One id for each token of a byte-level byte-pair encoding, which learns its tokens from a text.
+
+    The tokens are at first the 256 bytes, as which UTF-8 writes every text. Again and again the two that stand side by
+    side most often, within a word with the space before it, within a number or within a run of signs or whitespace,
+    become one token more. So no text holds an unknown symbol, line breaks are as all else, and ``decode`` gives back
+    what ``encode`` got. Id 0, ``<unk>``, never comes up. The same text always gives the same vocabulary.
+
+    A text with lone surrogates, such as those that Python reads undecodable bytes as, is no Unicode text: a ValueError.
+
+    Args:
+        tokenizer: JSON that the tokenizers library reads and writes; of its content the tokens and merges count.
+
+    Raises:
+        ValueError: for any other JSON. RuntimeError: the library, which is an optional one, is missing.
+
+    Sources: Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units", 2016; Radford et
+    al., "Language models are unsupervised multitask learners", 2019 (bytes, and where words begin).
+
+    Example:
+        >>> from fastrnn.models.vocabulary import BpeVocabulary
+        >>> vocabulary = BpeVocabulary.of_text("the cat saw the dog\\nthe end\\n", min_frequency=3)
+        >>> vocabulary.symbols[256:]
+        ['he', 'the']
+        >>> ids = vocabulary.encode("the ☃")
+        >>> len(ids), vocabulary.decode(ids)
+        (5, 'the ☃')
+    """
+
+    level, unit = "bpe", "tokens"
+    LEAST = 257  # size: <unk> and the bytes
+
+    def __init__(self, tokenizer: str) -> None:
+        library = _tokenizers()
+        try:
+            data = json.loads(tokenizer)["model"]
+            model = library.models.BPE(data["vocab"], [(left, right) for left, right in data["merges"]])
+        except Exception as error:  # the library raises just that
+            raise ValueError(f"BpeVocabulary: tokenizer must be the JSON of a byte-level BPE, got {error!r}") from None
+        self._tokens: list[str] = sorted(data["vocab"], key=data["vocab"].get)
+        if [data["vocab"][token] for token in self._tokens] != list(range(len(self._tokens))):
+            raise ValueError("BpeVocabulary: tokens must have the ids 0, 1, ..., each once")
+        if self._tokens[:1] != [_UNK] or not set(library.pre_tokenizers.ByteLevel.alphabet()) <= set(self._tokens):
+            raise ValueError(f"BpeVocabulary: tokens must be {_UNK}, all 256 bytes, and what they merge to")
+        self._tokenizer = _byte_level(model)
+
+    @classmethod
+    def of_text(cls, text: str, min_frequency: int = 1, size: int = 8192) -> BpeVocabulary:
+        """The vocabulary that ``text`` gives: ``size`` tokens at most, ``<unk>`` and the 256 bytes among them.
+
+        Tokens that stand side by side less than ``min_frequency`` times do not become one.
+        """
+        return cls.of_pieces((text,), min_frequency, size)
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[str], min_frequency: int = 1, size: int = 8192) -> BpeVocabulary:
+        """That of the text which ``pieces`` make up together, wherever they are cut."""
+        where, library = "BpeVocabulary", _tokenizers()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=check_size(where, "size", size, low=cls.LEAST),
+            min_frequency=check_size(where, "min_frequency", min_frequency),
+            special_tokens=[_UNK],
+            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer = _byte_level(library.models.BPE())
+        tokenizer.train_from_iterator(_blocks(pieces), trainer)
+        return cls(tokenizer.to_str())
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BpeVocabulary) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._tokens
+
+    @staticmethod
+    def count(text: str) -> int:
+        """How many ids a text has at most: its bytes. How many it has depends on the vocabulary."""
+        return len(text.encode("utf-8", "surrogatepass"))
+
+    @property
+    def start(self) -> int:
+        """The id that a text begins after: that of the line break."""
+        return int(self.encode("\n")[0])
+
+    @property
+    def symbols(self) -> list[str]:
+        """The tokens of ids 1, 2, ... (a copy), as the library writes them: a character for each byte."""
+        return self._tokens[1:]
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids."""
+        blocks = _blocks((text,))
+        ids = [np.empty(0, np.int32)]
+        while batch := list(itertools.islice(blocks, _BATCH)):
+            ids += [np.array(encoding.ids, np.int32) for encoding in self._tokenizer.encode_batch_fast(batch)]
+        return np.concatenate(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; bytes that are no whole character become U+FFFD."""
+        return self._tokenizer.decoder.decode([self._tokens[i] for i in ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"level": self.level, "tokenizer": self._tokenizer.to_str()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BpeVocabulary:
+        """Inverse of ``to_dict``; a ValueError for anything it does not write."""
+        return cls(_checked(cls, data, "tokenizer"))
+
+
+Vocabulary = CharVocabulary | WordVocabulary | BpeVocabulary
+VOCABULARIES: dict[str, type[CharVocabulary] | type[WordVocabulary] | type[BpeVocabulary]] = {
+    vocabulary.level: vocabulary for vocabulary in (CharVocabulary, WordVocabulary, BpeVocabulary)
 }
 
 
@@ -196,13 +355,48 @@ def vocabulary_from_dict(data: Any) -> Vocabulary:
     return VOCABULARIES[level].from_dict(data)
 
 
-def _checked_symbols(cls: type[Vocabulary], data: Any) -> str:
-    if not isinstance(data, Mapping) or set(data) != {"level", "symbols"} or data["level"] != cls.level:
-        raise ValueError(f"{cls.__name__}: expected the keys level={cls.level!r} and symbols")
-    if not isinstance(data["symbols"], str):
-        raise ValueError(f"{cls.__name__}: symbols must be text")
-    return data["symbols"]
+def _checked(cls: type[Vocabulary], data: Any, key: str) -> str:
+    """The text that ``to_dict`` has under ``key``."""
+    if not isinstance(data, Mapping) or set(data) != {"level", key} or data["level"] != cls.level:
+        raise ValueError(f"{cls.__name__}: expected the keys level={cls.level!r} and {key}")
+    if not isinstance(data[key], str):
+        raise ValueError(f"{cls.__name__}: {key} must be text")
+    return data[key]
 
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise RuntimeError("BpeVocabulary: tokenizers is not installed: pip install 'fastrnn[text]'") from None
+    return tokenizers
+
+
+def _byte_level(model: Any) -> Any:
+    """The tokenizer around a BPE model."""
+    library = _tokenizers()
+    tokenizer = library.Tokenizer(model)
+    words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = library.pre_tokenizers.FixedLength(length=_LONGEST)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, parts])
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
+
+
+def _blocks(pieces: Iterable[str]) -> Iterator[str]:
+    """A text in blocks that a tokenizer can work on side by side."""
+
+    def short() -> Iterator[str]:
+        for piece in pieces:
+            if match := _SURROGATE.search(piece):
+                raise ValueError(
+                    "BpeVocabulary: text must be Unicode, "
+                    f"got the lone surrogate U+{ord(match[0]):04X} as character {match.start()}"
+                )
+            yield from (piece[i : i + _BLOCK] for i in range(0, len(piece), _BLOCK))
+
+    return between_words(short())

@@ -1,0 +1,136 @@
+"""Texts in files, which may be larger than memory: read in pieces, kept as token ids on disk."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..checks import check_size
+from . import checkpoint
+from .vocabulary import Vocabulary, between_words
+
+_PIECE = 1 << 20  # bytes
+_HEADER = 512  # bytes
+
+
+def read_pieces(path: str | os.PathLike[str], size: int = _PIECE) -> Iterator[str]:
+    """The text of a UTF-8 file, in pieces of about ``size`` bytes.
+
+    No word lies in two pieces, so that their ids, one after another, are those of the whole text at every level. A
+    piece is longer where ``size`` bytes hold no whitespace. Characters are as in the file: line breaks too.
+
+    Raises:
+        ValueError: one line, when the file is empty or no UTF-8. OSError: when it cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from fastrnn.models.tokens import read_pieces
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "verse.txt")
+        ...     _ = path.write_text("row your boat\\n")
+        ...     list(read_pieces(path, size=6))
+        ['row', ' your', ' boat\\n']
+    """
+    empty = True
+    for piece in between_words(_decoded(Path(path), check_size("read_pieces", "size", size))):
+        empty = False
+        yield piece
+    if empty:
+        raise ValueError(f"{path} is empty")
+
+
+def _decoded(path: Path, size: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        block = None
+        while block != b"":
+            begin = file.tell() - len(decoder.getstate()[0])  # of a character that the last block ended in
+            block = file.read(size)
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{error.object[error.start]:02x}"
+                ) from None
+
+
+def tokenize_file(
+    path: str | os.PathLike[str], vocabulary: Vocabulary, target: str | os.PathLike[str], *, size: int = _PIECE
+) -> np.ndarray:
+    """The ids of the text in a file, int32 (N,), from the file ``target``, which is made unless it holds them already.
+
+    Args:
+        path: UTF-8 text.
+        target: where the ids go. The SHA-256 of the text and of the vocabulary stand in it, and a checksum of the ids:
+            it serves again as long as all three are right, wherever the text lies by then, and is made anew otherwise.
+        size: about how many bytes of the text are in memory at a time.
+
+    Returns a read-only ``numpy.memmap``; of a text without ids an empty array.
+
+    Raises:
+        ValueError: one line, when the file is empty or no UTF-8, or is ``target``. OSError: when one cannot be read or
+            written. ``target`` is then as it was.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from fastrnn.models import WordVocabulary
+        >>> from fastrnn.models.tokens import read_pieces, tokenize_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "verse.txt")
+        ...     _ = path.write_text("row row your boat\\n")
+        ...     vocabulary = WordVocabulary.of_pieces(read_pieces(path))
+        ...     tokenize_file(path, vocabulary, pathlib.Path(folder, "verse.ids")).tolist()
+        [2, 2, 4, 3, 1]
+    """
+    path, target = Path(path), Path(target)
+    if target.exists() and target.samefile(path):
+        raise ValueError(f"tokenize_file: target must be another file than path, got {target} for both")
+    with path.open("rb") as file:
+        text = checkpoint.sha256(file)
+    key = {"text": text, "vocabulary": hashlib.sha256(json.dumps(vocabulary.to_dict()).encode()).hexdigest()}
+
+    def save(file: BinaryIO) -> None:
+        file.seek(_HEADER)
+        length, checksum = 0, 0
+        for piece in read_pieces(path, size):
+            ids = vocabulary.encode(piece).tobytes()
+            file.write(ids)
+            length, checksum = length + len(ids), zlib.crc32(ids, checksum)
+        file.seek(0)
+        file.write(_header(key, length, checksum))
+
+    if not _holds(target, key):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=target.parent) as folder:
+            os.replace(checkpoint.write_file(Path(folder, target.name), save), target)
+        checkpoint.sync_folder(target.parent)
+    if target.stat().st_size == _HEADER:  # nothing to map
+        return np.empty(0, np.int32)
+    return np.memmap(target, np.int32, "r", _HEADER)
+
+
+def _holds(target: Path, key: dict[str, str]) -> bool:
+    try:
+        file = target.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        header = file.read(_HEADER)
+        length, checksum = 0, 0
+        while block := file.read(_PIECE):
+            length, checksum = length + len(block), zlib.crc32(block, checksum)
+    return header == _header(key, length, checksum)
+
+
+def _header(key: dict[str, str], length: int, checksum: int) -> bytes:
+    header = {"format": "fastrnn.tokens", "version": 1, **key, "bytes": length, "crc32": checksum}
+    return json.dumps(header).encode().ljust(_HEADER)
