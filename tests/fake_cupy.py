@@ -30,6 +30,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     size = property(lambda self: self._values.size)
     nbytes = property(lambda self: self._values.nbytes)
     strides = property(lambda self: self._values.strides)
+    T = property(lambda self: self._like(self._values.T))
 
     @property
     def flags(self):
@@ -117,6 +118,27 @@ def _plain(value):
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return value._values if isinstance(value, ndarray) else value
+
+
+class _Standard:
+    """The functions of the array API standard on these arrays, by NumPy's, whose memory theirs is."""
+
+    _numpys = types.MappingProxyType({"astype": lambda array, dtype: array.astype(dtype)})
+
+    def __getattr__(self, name):
+        function = self._numpys.get(name) or getattr(np, name)
+
+        def call(*args, **options):
+            arrays = [value for value in (*args, *options.values()) if isinstance(value, ndarray)]
+            assert not any(isinstance(value, np.ndarray) for value in args), "CuPy takes no NumPy array here"
+            for array in arrays:
+                array._on_its_device()
+            return ndarray(np.asarray(function(*map(_plain, args), **options)))
+
+        return call
+
+
+STANDARD = _Standard()
 
 
 class _Stream:

@@ -22,6 +22,9 @@ class Arrays(Protocol):
     #: How messages call an array that can hold weights.
     own: str
 
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, the arrays' own operations run on this device."""
+
     def check(self, label: str, name: str, value: Any, dtype: Any) -> Any:
         """The value as the kernels' array, if it is one of this device and dtype: else a TypeError or ValueError."""
 
@@ -67,6 +70,12 @@ class Host:
 
     device = "cpu"
     own = "a numpy array"
+
+    def __reduce__(self) -> str:
+        return "HOST"  # copies are the one that there is
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def check(self, label: str, name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
         if type(value) is _ndarray and value.dtype == dtype:

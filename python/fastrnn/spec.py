@@ -288,6 +288,16 @@ def check_device(label: str, device: Any) -> int | None:
     return None
 
 
+def device_arrays(label: str, device: Any) -> Arrays:
+    """The arrays of a ``device`` argument."""
+    index = check_device(label, device)
+    if index is None:
+        return HOST
+    from .cuda.arrays import on_device
+
+    return on_device("cupy", index)
+
+
 def check_dtype(label: str, dtype: Any, index: int | None = None) -> Any:
     """A dtype by name, NumPy type or np.dtype: float32 or float64, on a GPU also float16 or bfloat16."""
     expected = "'float32' or 'float64'" if index is None else "'float32', 'float64', 'float16' or 'bfloat16'"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 
 from ..arrays import type_name
-from .libraries import Library, library_of, of_array
+from .libraries import HOMES, Library, library_of, of_array
 
 
 class OnDevice:
@@ -17,6 +18,12 @@ class OnDevice:
         self.home, self.index = home, index
         self.device = f"cuda:{index}"
         self.own = home.own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return on_device, (self.home.name, self.index)
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        return self.home.on(self.index)
 
     def check(self, label: str, name: str, value: Any, dtype: Any) -> Any:
         library = library_of(value)
@@ -103,3 +110,8 @@ class OnDevice:
     def give(self, value: Any, array: Any) -> Any:
         library = library_of(value)
         return array if library is None or array is None else library.give(array, value)
+
+
+def on_device(name: str, index: int) -> OnDevice:
+    """The arrays of a library of ``HOMES`` on a GPU."""
+    return OnDevice(HOMES[name](), index)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..spec import MAX_COUNT, Spec
 from . import extension, kernels
-from .arrays import OnDevice
+from .arrays import OnDevice, on_device
 from .libraries import HOMES, Dtype, cupy, library_of, numpy_dtype, of_array
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -34,7 +34,7 @@ class DeviceSpec(Spec):
             missing = _cannot_import_cupy()
         if missing is not None:
             raise RuntimeError(f"{self.label}: device 'cuda:{index}' is not available: {missing}")
-        return kernels, OnDevice(HOMES[name](), index)
+        return kernels, on_device(name, index)
 
     def _memory(self) -> int:
         name, index = self._place

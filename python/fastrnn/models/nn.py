@@ -1,5 +1,8 @@
 """The few layers that the models need around the recurrent ones, each with its own backward.
 
+Parameters and activations are arrays of one device: of the CPU, where the kernels work on them, or of a GPU. Token ids
+are NumPy's in either case.
+
 They keep the conventions of ``fastrnn.LSTM``: ``forward`` returns what ``backward`` needs, parameter gradients are
 added to ``grads``, activation gradients are returned. Names and initial values follow torch's word language model
 example: embedding and output weights U(-0.1, 0.1), bias zero.
@@ -7,11 +10,14 @@ example: embedding and output weights U(-0.1, 0.1), bias zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .. import _core
+from ..arrays import HOST, Arrays
+from . import array_api
 
 _INIT_RANGE = 0.1
 
@@ -19,42 +25,54 @@ _INIT_RANGE = 0.1
 class Layer:
     """Parameters and their gradients under the same names."""
 
-    def __init__(self) -> None:
-        self.parameters: dict[str, np.ndarray] = {}
-        self.grads: dict[str, np.ndarray] = {}
+    def __init__(self, arrays: Arrays) -> None:
+        self.parameters: dict[str, Any] = {}
+        self.grads: dict[str, Any] = {}
+        self._arrays = arrays
 
     def _add(self, name: str, value: np.ndarray) -> None:
-        self.parameters[name] = value
-        self.grads[name] = np.zeros_like(value)
+        self.parameters[name] = self._arrays.upload(value)
+        self.grads[name] = self._arrays.zeros(value.shape, value.dtype)
 
     def zero_grad(self) -> None:
         for grad in self.grads.values():
-            grad.fill(0)
+            self._arrays.write(grad, 0)
 
 
-def _uniform(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return rng.uniform(-_INIT_RANGE, _INIT_RANGE, shape).astype(dtype)
+def _uniform(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, bound: float = _INIT_RANGE
+) -> np.ndarray:
+    return rng.uniform(-bound, bound, shape).astype(dtype)
 
 
 class Embedding(Layer):
     """y = weight[ids]; weight (V, E), ids integers of any shape, y (..., E)."""
 
-    def __init__(self, symbols: int, size: int, dtype: np.dtype, rng: np.random.Generator) -> None:
-        super().__init__()
+    def __init__(
+        self, symbols: int, size: int, dtype: np.dtype, rng: np.random.Generator, arrays: Arrays = HOST
+    ) -> None:
+        super().__init__(arrays)
         self._add("weight", _uniform(rng, (symbols, size), dtype))
         self._written: list[np.ndarray] = []  # ids since the gradient was zero
 
-    def forward(self, ids: np.ndarray) -> np.ndarray:
-        weight = self.parameters["weight"]
-        y = np.empty((ids.size, weight.shape[1]), weight.dtype)
-        _core.take_rows(weight, _int32(ids), y)
-        return y.reshape(*ids.shape, weight.shape[1])
+    def forward(self, ids: np.ndarray) -> Any:
+        weight, flat = self.parameters["weight"], _int32(ids.reshape(-1))
+        if self._arrays is HOST:
+            y = np.empty((ids.size, weight.shape[1]), weight.dtype)
+            _core.take_rows(weight, flat, y)
+            return y.reshape(*ids.shape, weight.shape[1])
+        y = array_api.take_rows(weight, self._arrays.upload(flat))
+        return array_api.namespace(y).reshape(y, (*ids.shape, weight.shape[1]))
 
-    def backward(self, ids: np.ndarray, dy: np.ndarray) -> None:
+    def backward(self, ids: np.ndarray, dy: Any) -> None:
         """grads["weight"][ids] += dy, each id as often as it occurs."""
-        ids, grad = _int32(ids), self.grads["weight"]
-        _core.add_rows(grad, ids, np.ascontiguousarray(dy).reshape(ids.size, grad.shape[1]))
-        self._written.append(ids)
+        flat, grad = _int32(ids.reshape(-1)), self.grads["weight"]
+        if self._arrays is HOST:
+            _core.add_rows(grad, flat, np.ascontiguousarray(dy).reshape(ids.size, grad.shape[1]))
+        else:
+            rows = array_api.namespace(dy).reshape(dy, (ids.size, grad.shape[1]))
+            array_api.add_rows(grad, self._arrays.upload(flat), rows)
+        self._written.append(flat)
 
     def zero_grad(self) -> None:
         super().zero_grad()
@@ -62,9 +80,33 @@ class Embedding(Layer):
 
     def zero_written_rows(self) -> None:
         """``zero_grad`` where nothing but ``backward`` has written to the gradient: a fraction of a large one."""
+        if self._arrays is not HOST:  # many small writes would take longer than one
+            self.zero_grad()
         for ids in self._written:
             self.grads["weight"][ids] = 0
         self._written.clear()
+
+
+class Linear(Layer):
+    """y = x weightᵀ + bias; x (N, I), weight (O, I), bias (O,), both U(-1/sqrt(I), 1/sqrt(I)) at first."""
+
+    def __init__(
+        self, inputs: int, outputs: int, dtype: np.dtype, rng: np.random.Generator, arrays: Arrays = HOST
+    ) -> None:
+        super().__init__(arrays)
+        bound = 1.0 / math.sqrt(inputs)
+        self._add("weight", _uniform(rng, (outputs, inputs), dtype, bound))
+        self._add("bias", _uniform(rng, (outputs,), dtype, bound))
+
+    def forward(self, x: Any) -> Any:
+        y = x @ self.parameters["weight"].T
+        y += self.parameters["bias"]
+        return y
+
+    def backward(self, x: Any, dy: Any) -> Any:
+        self.grads["weight"] += dy.T @ x
+        self.grads["bias"] += dy.sum(axis=0)
+        return dy @ self.parameters["weight"]
 
 
 def _int32(ids: np.ndarray) -> np.ndarray:
@@ -90,8 +132,9 @@ class Output(Layer):
         dtype: np.dtype,
         rng: np.random.Generator,
         tied: Embedding | None = None,
+        arrays: Arrays = HOST,
     ) -> None:
-        super().__init__()
+        super().__init__(arrays)
         self._weight_owner: Layer = self if tied is None else tied
         if tied is None:
             self._add("weight", _uniform(rng, (symbols, inputs), dtype))
@@ -105,31 +148,34 @@ class Output(Layer):
         self.__dict__.update(state, _memory=_core.Memory())
 
     @property
-    def weight(self) -> np.ndarray:
+    def weight(self) -> Any:
         return self._weight_owner.parameters["weight"]
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
+    def logits(self, x: Any) -> Any:
         y = x @ self.weight.T
         y += self.parameters["bias"]
         return y
 
-    def nats(self, x: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def nats(self, x: Any, targets: np.ndarray) -> Any:
         """The loss of each row, (N,)."""
-        return _core.cross_entropy(
-            x, self.weight, self.parameters["bias"], targets, 1.0, None, None, None, self._memory
-        )
+        weight, bias, targets = self.weight, self.parameters["bias"], _int32(targets)
+        if self._arrays is HOST:
+            return _core.cross_entropy(x, weight, bias, targets, 1.0, None, None, None, self._memory)
+        return array_api.cross_entropy(x, weight, bias, self._arrays.upload(targets), 1.0)
 
-    def loss(
-        self, x: np.ndarray, targets: np.ndarray, scale: float, accumulate: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def loss(self, x: Any, targets: np.ndarray, scale: float, accumulate: bool = True) -> tuple[Any, Any]:
         """``nats`` and dx of ``scale * sum(nats)``, whose gradients by the parameters are added to ``grads``, or take
         the place of what is there."""
-        dx = np.empty_like(x)
-        dweight, dbias = self._weight_owner.grads["weight"], self.grads["bias"]
-        nats = _core.cross_entropy(
-            x, self.weight, self.parameters["bias"], targets, scale, dx, dweight, dbias, self._memory,
-            accumulate=accumulate,
-        )  # fmt: skip
+        dx = self._arrays.empty(x.shape, x.dtype)
+        weight, bias, targets = self.weight, self.parameters["bias"], _int32(targets)
+        grads = self._weight_owner.grads["weight"], self.grads["bias"]
+        if self._arrays is HOST:
+            nats = _core.cross_entropy(x, weight, bias, targets, scale, dx, *grads, self._memory, accumulate=accumulate)
+        else:
+            if not accumulate:
+                for grad in grads:
+                    self._arrays.write(grad, 0)
+            nats = array_api.cross_entropy(x, weight, bias, self._arrays.upload(targets), scale, dx, *grads)
         return nats, dx
 
 
@@ -140,17 +186,22 @@ class Dropout:
     along time.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, arrays: Arrays = HOST) -> None:
         self.p = p
+        self._arrays = arrays
 
-    def forward(self, x: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """y and the mask for ``backward``; without ``rng`` (evaluation) or with p = 0 x itself and None."""
+    def forward(self, x: Any, rng: np.random.Generator | None) -> tuple[Any, Any]:
+        """y and the mask for ``backward``; without ``rng`` (evaluation) or with p = 0 x itself and None.
+
+        The mask is drawn on the CPU, so that a seed drops the same units on every device.
+        """
         if rng is None or self.p == 0.0:
             return x, None
-        mask = (rng.random(x.shape, dtype=np.float32) >= self.p).astype(x.dtype)
+        kept = self._arrays.upload(rng.random(x.shape, dtype=np.float32) >= self.p)
+        mask = kept.astype(x.dtype) if self._arrays is HOST else array_api.namespace(x).astype(kept, x.dtype)
         mask *= 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
         return x * mask, mask
 
     @staticmethod
-    def backward(mask: np.ndarray | None, dy: np.ndarray) -> np.ndarray:
+    def backward(mask: Any, dy: Any) -> Any:
         return dy if mask is None else dy * mask
