@@ -1,4 +1,4 @@
-"""clip_grad_norm, SGD, Adam and AdamW: the values against torch's, and every refusal."""
+"""clip_grad_norm, SGD, Adam, AdamW and Average: the values against torch's or exact ones, and every refusal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import fake_cupy
 import fastrnn
 from fastrnn import clip_grad_norm
-from fastrnn.optim import SGD, Adam, AdamW
+from fastrnn.optim import SGD, Adam, AdamW, Average
 
 SHAPES = {"w": (37, 11), "b": (5,), "scalar": (), "none": (0, 3), "large": (300, 70)}  # the last spans blocks
 
@@ -318,3 +319,100 @@ def test_clip_of_other_layouts_and_reproducible():
 def test_clip_refuses(grads, max_norm, kind, message):
     with pytest.raises(kind, match=f"^clip_grad_norm: {message}"):
         clip_grad_norm(grads, max_norm)
+
+
+# -- Average -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(groups) -> list[np.ndarray]:
+    """Copies, on the CPU."""
+    return [np.array(array if isinstance(array, np.ndarray) else array.get()) for array in flat(groups)]
+
+
+def all_equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("put", [np.array, fake_cupy.array], ids=["numpy", "cupy"])
+def test_average_is_the_mean(put, dtype):
+    values = [
+        [{name: array for name, array in group.items() if array.ndim} for group in arrays(seed, dtype)]
+        for seed in range(9)  # the stand-in for CuPy has no scalars
+    ]
+    params = [{name: put(array) for name, array in group.items()} for group in values[0]]
+    own = flat(params)
+    average = Average(params)
+    for count, groups in enumerate(values, 1):
+        for param, new in zip(own, flat(groups), strict=True):
+            param[...] = put(new)
+        average.update()
+        assert average.count == count
+        assert all_equal(numbers(params), flat(groups))
+    average.swap()
+    means = numbers(params)
+    average.swap()
+    assert all_equal(numbers(params), flat(values[-1]))
+    assert all(a is b for a, b in zip(own, flat(params), strict=True))
+    for i, mean in enumerate(means):
+        every = np.array([flat(groups)[i] for groups in values], np.float64)
+        # Each of the n updates rounds three numbers that are at most as large as twice the largest value.
+        allowed = 3 * len(values) * np.finfo(dtype).eps * np.abs(every).max(initial=0.0)
+        assert np.abs(mean - every.mean(axis=0)).max(initial=0.0) <= allowed
+
+
+def test_average_of_one_value_is_that_value():
+    params = arrays(0, "float32")
+    average = Average(params)
+    average.update()
+    average.swap()
+    assert all_equal(flat(params), flat(arrays(0, "float32")))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_average_continues_to_the_bit(swapped):
+    def later(params: list[dict[str, np.ndarray]], average: Average) -> list[np.ndarray]:
+        if swapped:
+            average.swap()
+        for seed in (5, 6):
+            for param, new in zip(flat(params), flat(arrays(seed, "float32")), strict=True):
+                param += new
+            average.update()
+        average.swap()
+        return flat(params)
+
+    params = arrays(0, "float32")
+    average = Average(params)
+    average.update()
+    for param in flat(params):
+        param *= 3
+    average.update()
+    if swapped:
+        average.swap()
+    copied, state = copy.deepcopy(params), average.state_dict()
+    other = Average(copied)
+    other.load_state_dict(state)
+    assert other.count == 2
+    assert all_equal(later(params, average), later(copied, other))
+
+
+def test_average_refuses():
+    params = {"w": np.zeros(3)}
+    average = Average(params)
+    with pytest.raises(RuntimeError, match=r"^average: swap needs a mean: call update first"):
+        average.swap()
+    good = average.state_dict()
+    for message, kind, state in (
+        ("state must have the keys", ValueError, good | {"lr": 1.0}),
+        ("state must come from 'average', got 'adam'", ValueError, good | {"optimizer": "adam"}),
+        (r"state\['state'\]\['0.w.mean'\] must have shape", ValueError, good | {"state": {"0.w.mean": np.zeros(4)}}),
+    ):
+        with pytest.raises(kind, match=f"^average: {message}"):
+            average.load_state_dict(state)
+    params["w"] = np.zeros(4)
+    with pytest.raises(ValueError, match=r"^average: params\['w'\] must have shape \(3,\), got \(4,\)"):
+        average.update()
+    with pytest.raises(TypeError, match=r"^average: params must be a dict of arrays or a list of such"):
+        Average(np.zeros(3))
+    with pytest.raises(TypeError, match=r"^average: params\['w'\] must have dtype float32 or float64, got <i8"):
+        Average({"w": np.zeros(3, int)})

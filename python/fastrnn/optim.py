@@ -144,21 +144,19 @@ class _Batch(NamedTuple):
     slots: list[list[np.ndarray]]  # for each slot one of every parameter
 
 
-class Optimizer(ABC):
-    """What SGD and Adam share: checking, sorting, state_dict.
+class _Companion(ABC):
+    """What goes along with parameters, step by step: checking, sorting, state_dict.
 
     A subclass names its hyperparameters in ``_options`` and its arrays per parameter in ``_slots``, and updates arrays
     of the CPU in ``_run`` and one of a GPU in ``_update``.
     """
 
-    _name = "optimizer"
+    _name = "companion"
     _options: tuple[str, ...] = ()
     _slots: tuple[str, ...] = ()
 
-    def __init__(self, params: Arrays, lr: float, weight_decay: float) -> None:
+    def __init__(self, params: Arrays) -> None:
         self._groups = _as_groups(self._name, "params", params)
-        self.lr = lr
-        self.weight_decay = check_real(self._name, "weight_decay", weight_decay)
         self._step = 0
         self._state: list[dict[str, dict[str, np.ndarray]]] = []
         seen: set[int] = set()
@@ -175,24 +173,9 @@ class Optimizer(ABC):
         with on_device_of(param):
             return {slot: np.zeros_like(param) for slot in self._slots}
 
-    @property
-    def lr(self) -> float:
-        """The learning rate; may be set between steps."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._lr = check_real(self._name, "lr", value)
-
-    def step(self, grads: Arrays, scale: float = 1.0) -> None:
-        """Update every parameter in place; ``grads`` must have the names, shapes and dtypes of the parameters.
-
-        ``scale`` multiplies the gradients, whose arrays stay as they are: with ``max_norm / norm`` that is clipping
-        without another pass over them. Everything is checked before the first array changes.
-        """
+    def _advance(self, grads: Arrays, scale: float) -> None:
+        """One step; everything is checked before the first array changes."""
         work = list(self._pairs(_as_groups(self._name, "grads", grads)))
-        if scale != 1.0:
-            scale = check_real(self._name, "scale", scale)
         self._step += 1
         for dtype in ("float32", "float64"):
             batch = _Batch(dtype, [], [], [[] for _ in self._slots])
@@ -212,14 +195,14 @@ class Optimizer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, step count and, under "state", copies of the arrays ("0.w.exp_avg": of "w" in dict 0)."""
         state = {key: copy_of(slot) for key, slot in self._named_slots()}
-        options = {name: getattr(self, name) for name in ("lr", *self._options)}
+        options = {name: getattr(self, name) for name in self._options}
         return {"optimizer": self._name, "step": self._step, **options, "state": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a ``state_dict()``: strict about names, shapes and dtypes, and without effect when it fails."""
         if not isinstance(state, Mapping):
             raise TypeError(f"{self._name}: state must be a dict as state_dict() returns, got {type(state).__name__}")
-        expected = {"optimizer", "step", "lr", *self._options, "state"}
+        expected = {"optimizer", "step", *self._options, "state"}
         if set(state) != expected:
             raise ValueError(
                 f"{self._name}: state must have the keys {sorted(expected)}, got {sorted(map(str, state))}"
@@ -227,7 +210,7 @@ class Optimizer(ABC):
         if state["optimizer"] != self._name:
             raise ValueError(f"{self._name}: state must come from {self._name!r}, got {state['optimizer']!r}")
         step = check_size(self._name, "state['step']", state["step"], low=0)
-        options = self._checked_options({name: state[name] for name in ("lr", *self._options)})
+        options = self._checked_options({name: state[name] for name in self._options})
         slots, arrays = dict(self._named_slots()), state["state"]
         if not isinstance(arrays, Mapping) or set(arrays) != set(slots):
             got = sorted(map(str, arrays)) if isinstance(arrays, Mapping) else type(arrays).__name__
@@ -299,6 +282,32 @@ class Optimizer(ABC):
         """By the array's own operations."""
 
 
+class Optimizer(_Companion):
+    """What SGD and Adam share."""
+
+    def __init__(self, params: Arrays, lr: float, weight_decay: float) -> None:
+        self.lr = lr
+        self.weight_decay = check_real(self._name, "weight_decay", weight_decay)
+        super().__init__(params)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; may be set between steps."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = check_real(self._name, "lr", value)
+
+    def step(self, grads: Arrays, scale: float = 1.0) -> None:
+        """Update every parameter in place; ``grads`` must have the names, shapes and dtypes of the parameters.
+
+        ``scale`` multiplies the gradients, whose arrays stay as they are: with ``max_norm / norm`` that is clipping
+        without another pass over them. Everything is checked before the first array changes.
+        """
+        self._advance(grads, scale if scale == 1.0 else check_real(self._name, "scale", scale))
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` (without dampening).
 
@@ -326,7 +335,7 @@ class SGD(Optimizer):
     """
 
     _name = "sgd"
-    _options = ("momentum", "weight_decay", "nesterov")
+    _options = ("lr", "momentum", "weight_decay", "nesterov")
 
     def __init__(
         self,
@@ -386,7 +395,7 @@ class Adam(Optimizer):
     """
 
     _name = "adam"
-    _options = ("betas", "eps", "weight_decay")
+    _options = ("lr", "betas", "eps", "weight_decay")
     _slots = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -467,3 +476,68 @@ class AdamW(Adam):
     @property
     def _decay(self) -> tuple[float, float]:
         return 0.0, 1.0 - self._lr * self.weight_decay
+
+
+class Average(_Companion):
+    """The running mean of parameters, such as over the last steps of SGD.
+
+    With the values ``p_1 ... p_n`` that the parameters had at n calls of ``update``::
+
+        mean_n = (p_1 + ... + p_n) / n = mean_(n-1) + (p_n - mean_(n-1)) / n
+
+    Args:
+        params: a dict of float32 or float64 arrays, or a list of such dicts; only ``swap`` writes to them.
+
+    Raises:
+        TypeError, ValueError: naming the argument, for anything else.
+
+    ``state_dict`` and ``load_state_dict`` are those of an optimizer: its step is the count, its arrays are the means,
+    or after a ``swap`` what stands in their place.
+
+    Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+
+    Example:
+        >>> import numpy as np, fastrnn
+        >>> params = {"w": np.zeros(2)}
+        >>> average = fastrnn.optim.Average(params)
+        >>> for value in (1.0, 2.0, 6.0):
+        ...     params["w"][:] = value
+        ...     average.update()
+        >>> average.swap()  # to evaluate the mean, say
+        >>> params["w"]
+        array([3., 3.])
+        >>> average.swap()  # to go on
+        >>> params["w"]
+        array([6., 6.])
+    """
+
+    _name = "average"
+    _slots = ("mean",)
+
+    @property
+    def count(self) -> int:
+        """How many values the mean is of."""
+        return self._step
+
+    def update(self) -> None:
+        """Take the present values into the mean."""
+        self._advance(self._groups, 1.0)
+
+    def swap(self) -> None:
+        """Exchange the parameters' numbers and the means'; a second call puts both back, to the bit."""
+        if self.count == 0:
+            raise RuntimeError(f"{self._name}: swap needs a mean: call update first")
+        for param, _, slots in list(self._pairs(self._groups)):
+            with on_device_of(param):
+                kept = param.copy()
+                param[...] = slots["mean"]
+                slots["mean"][...] = kept
+
+    # The parameters take the place of gradients: the mean moves as by SGD along mean - p, at a rate of 1 / n.
+
+    def _run(self, batch: _Batch, scale: float) -> None:
+        (means,) = batch.slots
+        _core.sgd(batch.dtype, means, batch.grads, [], 1.0 / self._step, 0.0, False, 1.0, -scale)
+
+    def _update(self, p: Any, g: Any, slots: dict[str, Any]) -> None:
+        slots["mean"] += (g - slots["mean"]) / self._step
