@@ -1,14 +1,17 @@
-"""Writing text token by token: drawing from the probabilities of the next one."""
+"""Writing text token by token: drawing each from the probabilities of the next one, or searching for the best text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..checks import check_probability, check_real, check_size
+from .vocabulary import REPLACEMENT, Vocabulary
 
 
 class Decoder(Protocol):
@@ -19,6 +22,105 @@ class Decoder(Protocol):
 
     def select(self, rows: np.ndarray) -> None:
         """Keep these rows, in this order; a row may be taken several times."""
+
+
+class RepetitionPenalty:
+    """A ``Decoder`` that makes the tokens which a row has read less probable, for a ``penalty`` above 1.
+
+    Their logits are divided by it where positive and multiplied by it where negative (Keskar et al., "CTRL: a
+    conditional transformer language model for controllable generation", 2019).
+    """
+
+    def __init__(self, decoder: Decoder, penalty: float, read: np.ndarray, symbols: int) -> None:
+        self._decoder, self._penalty = decoder, penalty
+        self._seen = np.zeros((1, symbols), bool)
+        self._seen[0, read] = True
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        logits = self._decoder.step(tokens).astype(np.float64)
+        self._seen[np.arange(len(tokens)), tokens] = True
+        seen = logits[self._seen]
+        with np.errstate(over="ignore"):
+            logits[self._seen] = np.where(seen > 0, seen / self._penalty, seen * self._penalty)
+        return logits
+
+    def select(self, rows: np.ndarray) -> None:
+        self._decoder.select(rows)
+        self._seen = self._seen[rows]
+
+
+# -- from tokens to text -----------------------------------------------------------------------------------------------
+
+
+def check_stops(where: str, stop: Any) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, (tuple, list)) or not all(isinstance(text, str) for text in stops):
+        raise TypeError(f"{where}: stop must be a str or a list of them, got {stop!r}")
+    if "" in stops:
+        raise ValueError(f"{where}: stop must not be empty, got {stop!r}")
+    return tuple(stops)
+
+
+class Writer:
+    """The text of new tokens, as soon as later ones can no longer change it, up to the first stop string.
+
+    What stands between ``last``, the token before them, and the first of them, such as a space, is part of the text.
+    The stop string that ends first counts, and the longest of those that end at the same place: the text does not
+    depend on how it is cut into tokens.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, last: int, stops: tuple[str, ...]) -> None:
+        self._vocabulary, self._stops = vocabulary, stops
+        self._longest = max(map(len, stops), default=1) - 1  # of the beginnings of stop strings
+        self._start_after([last])
+        self._held = ""  # perhaps the beginning of a stop string
+        self.stopped = False
+
+    def _start_after(self, ids: list[int]) -> None:
+        self._ids = ids
+        self._known = len(self._vocabulary.decode(ids))
+
+    def add(self, token: int) -> str:
+        """One more token: the text that is certain now."""
+        self._ids = [*self._ids, token]  # a new list: copies of a writer share it
+        text = self._vocabulary.decode(self._ids)
+        if text.endswith(REPLACEMENT):
+            return ""  # perhaps the first bytes of a character
+        piece = text[self._known :]
+        self._start_after([token])
+        return self._released(piece)
+
+    def end(self) -> str:
+        """No more tokens: the rest of the text."""
+        piece = self._released(self._vocabulary.decode(self._ids)[self._known :])
+        return piece if self.stopped else piece + self._held
+
+    def _released(self, piece: str) -> str:
+        text = self._held + piece
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)[1]]
+        for size in range(min(len(text), self._longest), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
+                self._held = text[-size:]
+                return text[:-size]
+        self._held = ""
+        return text
+
+
+def write(tokens: Iterable[int], writer: Writer) -> Iterator[str]:
+    """The pieces of their text; takes no more tokens than it needs."""
+    for token in tokens:
+        if piece := writer.add(token):
+            yield piece
+        if writer.stopped:
+            return
+    if piece := writer.end():
+        yield piece
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,7 +159,7 @@ class Sampler:
         weights = np.exp(scaled)
         if self.top_k is None and self.top_p is None:
             return _draw(weights, rng)
-        order = np.argsort(-weights, kind="stable")[: self.top_k]
+        order = _largest(weights, len(weights) if self.top_k is None else self.top_k)
         kept = weights[order]
         if self.top_p is not None:
             cumulative = np.cumsum(kept / kept.sum())
@@ -73,15 +175,89 @@ def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:
     return min(place, int(np.flatnonzero(weights)[-1]))
 
 
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the ``count`` largest values, largest first; of equal ones the first."""
+    if count < len(values):
+        bound = np.partition(values, -count)[-count]
+        above = np.flatnonzero(values > bound)
+        places = np.concatenate([above, np.flatnonzero(values == bound)[: count - len(above)]])
+    else:
+        places = np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")]
+
+
+def _step(where: str, decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
+    logits = decoder.step(tokens)
+    if not np.isfinite(logits.max(axis=1)).all():  # NaN is the maximum of its row
+        raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
+    return logits
+
+
 def sample(
     where: str, decoder: Decoder, last: int, count: int, sampler: Sampler, rng: np.random.Generator, never: int
 ) -> Iterator[int]:
     """``count`` tokens after ``last``, none of them ``never``."""
     token = last
     for _ in range(count):
-        logits = decoder.step(np.array([token]))[0]
-        if np.isnan(logits).any() or logits.max() == np.inf:
-            raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
+        logits = _step(where, decoder, np.array([token]))[0]
         logits[never] = -np.inf
         token = sampler.draw(logits, rng)
         yield token
+
+
+# -- searching ---------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of each row of (N, V), in float64."""
+    scores = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf: NaN is for the caller to find
+        scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return scores
+
+
+def beam_search(
+    where: str,
+    decoder: Decoder,
+    last: int,
+    count: int,
+    beam_size: int,
+    length_penalty: float,
+    writer: Writer,
+    never: int,
+) -> str:
+    """The best text of ``count`` tokens after ``last``, or fewer up to a stop string, none of them ``never``.
+
+    At each length the ``beam_size`` continuations of highest log p stay, of equal ones that of the better text and the
+    lower token. Those with a stop string are finished. The best of the finished texts, and of those of ``count``
+    tokens, has the highest log p / length ** length_penalty, where the length counts the tokens of the stop string;
+    with ``length_penalty`` from 0 to 1.
+    """
+    best, best_score = "", -math.inf
+    log_p, tokens, texts, writers = np.zeros(1), np.array([last]), [""], [writer]
+    for length in range(1, count + 1):
+        scores = log_p[:, None] + log_softmax(_step(where, decoder, tokens))
+        symbols = scores.shape[1]
+        scores[:, never] = -np.inf
+        flat = scores.ravel()
+        places = _largest(flat, beam_size)
+        places = places[flat[places] > -np.inf]
+        log_p = flat[places]
+        rows, tokens = np.divmod(places, symbols)
+        writers = [copy.copy(writers[row]) for row in rows]
+        pieces = [writer.add(int(token)) for writer, token in zip(writers, tokens, strict=True)]
+        texts = [texts[row] + piece for row, piece in zip(rows, pieces, strict=True)]
+        live = []
+        for beam, writer in enumerate(writers):
+            if not writer.stopped and length < count:
+                live.append(beam)
+            elif (score := log_p[beam] / length**length_penalty) > best_score:
+                best, best_score = texts[beam] + ("" if writer.stopped else writer.end()), score
+        # A log p only falls: what the first of the others can reach at best.
+        if not live or best_score >= log_p[live[0]] / count**length_penalty:
+            break
+        log_p, tokens = log_p[live], tokens[live]
+        texts, writers = [texts[beam] for beam in live], [writers[beam] for beam in live]
+        decoder.select(rows[live])
+    return best
