@@ -1,18 +1,18 @@
-"""LanguageModel: gradients, learning, carried state, scores, generation, vocabulary and every refusal."""
+"""LanguageModel: gradients, learning, carried state, scores, vocabulary and every refusal."""
 
 from __future__ import annotations
 
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.models import CharVocabulary, LanguageModel, language_model
+from fastrnn.models import CharVocabulary, LanguageModel
 from fastrnn.models.nn import Dropout, Embedding, Output
-from fastrnn.models.decoding import Sampler
 from fastrnn.models.training import Options, Trainer, streams
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 
@@ -201,15 +201,28 @@ def test_state_is_carried_over():
 def test_schedules():
     model = tiny()
     model.build(TEXT)
-    base = dict(zip(Options.__dataclass_fields__, (4, 16, "adam", 0.1, 0.0, 0.0, 1.0, "constant", 4), strict=True))
-    trainer = Trainer(model, model.vocabulary.encode(TEXT), Options(**base), epochs=2)
+    base = Options.checked("t", 4, 16, "adam", 0.1, 0.0, 0.0, 1.0, "constant", 4)
+    trainer = Trainer(model, model.vocabulary.encode(TEXT), base, epochs=2)
     rates = []
     for _ in range(6):
         trainer.step(0.5)
         rates.append(trainer.optimizer.lr)
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-    trainer.options = Options(**base | {"schedule": "cosine", "warmup": 0})
+    trainer.options = replace(base, schedule="cosine", warmup=0)
     assert [trainer.lr(done) for done in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([0.1, 0.05, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, [1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8]),  # the small model of Zaremba et al.
+        ({"decay": 1 / 1.2, "decay_after": 6}, [1, 1, 1, 1, 1, 1, 1 / 1.2]),  # the medium one
+        ({"decay": 0.1, "decay_after": 0}, [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7]),
+    ],
+)
+def test_zaremba_decay(options, rates):
+    history = tiny().fit(TEXT, epochs=7, optimizer="sgd", schedule="zaremba", **QUICK | options | {"lr": 0.3})
+    assert [record["lr"] for record in history] == pytest.approx([0.3 * rate for rate in rates], rel=1e-14)
 
 
 def test_stops_when_time_is_up():
@@ -290,49 +303,6 @@ def test_evaluate_in_streams_is_the_pieces_alone(trained, length, batch_size):
 
 def test_unknown_symbols_are_one_token(trained):
     assert np.array_equal(trained.score("he☃lo"), trained.score("he☀lo"))
-    assert "\ufffd" not in trained.generate("☃", 200, seed=0, temperature=5.0)
-
-
-def test_generate_by_seed(trained):
-    text = trained.generate("hello", 40, seed=1)
-    assert text == trained.generate("hello", 40, seed=1) != trained.generate("hello", 40, seed=2)
-    assert len(text) == 40
-    assert set(text) <= set(TEXT)
-    assert trained.generate("hello", 40) != trained.generate("hello", 40)
-    assert trained.generate("hello", 0) == ""
-    assert trained.generate(max_new_tokens=5, seed=0) == trained.generate(" ", 5, seed=0)  # no line break: first symbol
-
-
-def test_generate_agrees_with_score(trained):
-    """The packed one-step path chooses what the whole-sequence path finds most probable."""
-    prompt = "hello wor"
-    text = prompt + trained.generate(prompt, 25, temperature=0.0)
-    for end in range(len(prompt), len(text)):
-        best = max(trained.vocabulary.symbols, key=lambda symbol: trained.score(text[:end] + symbol)[-1])
-        assert text[end] == best
-    greedy = text[len(prompt) :]
-    assert greedy == trained.generate(prompt, 25, top_k=1) == trained.generate(prompt, 25, top_p=1e-9)
-    assert greedy == trained.generate(prompt, 25, temperature=1e-6)
-
-
-def test_sampler_cuts_the_distribution():
-    logits = np.log(np.array([0.05, 0.4, 0.25, 0.3, 0.0]), where=[1, 1, 1, 1, 0], out=np.full(5, -np.inf))
-
-    def frequencies(**options):
-        rng, sampler = np.random.default_rng(0), Sampler(**options)
-        return np.bincount([sampler.draw(logits, rng) for _ in range(4000)], minlength=5) / 4000
-
-    close = {"abs": 0.03}
-    assert frequencies() == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
-    assert frequencies(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], **close)
-    assert frequencies(top_k=99) == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
-    assert frequencies(top_p=0.6) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], **close)
-    assert frequencies(top_p=0.72) == pytest.approx([0, 0.4 / 0.95, 0.25 / 0.95, 0.3 / 0.95, 0], **close)
-    assert frequencies(top_p=1.0) == pytest.approx([0.05, 0.4, 0.25, 0.3, 0], **close)
-    squared = np.array([0.05, 0.4, 0.25, 0.3, 0]) ** 2
-    assert frequencies(temperature=0.5) == pytest.approx(squared / squared.sum(), **close)
-    with np.errstate(over="raise", invalid="raise", divide="raise"):
-        assert Sampler(temperature=1e-300).draw(logits[:4], np.random.default_rng(0)) == 1
 
 
 def test_weights_that_are_not_finite_are_not_hidden():
@@ -341,15 +311,6 @@ def test_weights_that_are_not_finite_are_not_hidden():
     model.parameters[0]["weight"][...] = np.nan
     with np.errstate(all="ignore"):
         assert np.isnan(model.evaluate("hello world")["perplexity"])
-    with pytest.raises(FloatingPointError, match="not finite"):
-        model.generate("hello", 3)
-
-
-def test_top_p_zero_is_refused():
-    model = LanguageModel(embedding=4, hidden=5, seed=0)
-    model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
-    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, got 0"):
-        model.generate("hello", 3, top_p=0.0)
 
 
 # -- vocabulary --------------------------------------------------------------------------------------------------------
@@ -384,7 +345,7 @@ def test_vocabulary():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"level": "sound"}, ValueError, "level must be one of 'char', 'word', got 'sound'"),
+        ({"level": "sound"}, ValueError, "level must be one of 'char', 'word', 'bpe', got 'sound'"),
         ({"cell": "mgu"}, ValueError, "cell must be one of 'lstm', 'gru', 'rnn', got 'mgu'"),
         ({"embedding": 0}, ValueError, "embedding must be an integer >= 1, got 0"),
         ({"hidden": 1.5}, TypeError, "hidden must be an integer >= 1, got 1.5"),
@@ -403,12 +364,18 @@ def test_constructor_refuses(options, kind, message):
         tiny(**options)
 
 
-def test_models_run_on_the_cpu(monkeypatch):
-    with pytest.raises(RuntimeError, match="device 'cuda' is not available"):
+@pytest.mark.usefixtures("without_cuda")
+def test_a_missing_gpu_is_told():
+    with pytest.raises(RuntimeError, match="LanguageModel: device 'cuda' is not available: this fastrnn was built"):
         tiny(device="cuda")
-    monkeypatch.setattr(language_model, "check_device", lambda label, device: 0)  # as where there is a GPU
-    with pytest.raises(RuntimeError, match="device 'cuda' is not available: in this version models run on the CPU"):
-        tiny(device="cuda")
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_evaluation_in_chunks_is_that_of_the_whole(trained, batch_size):
+    """Streams longer than a chunk by one step, whose targets are then no block of memory."""
+    text = (TEXT * 3)[: 257 * batch_size + 1]
+    scores = [trained.score(text[257 * b : 257 * (b + 1) + 1]).mean() for b in range(batch_size)]
+    assert trained.evaluate(text, batch_size=batch_size)["loss"] == pytest.approx(-np.mean(scores), rel=1e-5)
 
 
 def test_constructor_leaves_sizes_to_the_layer():
@@ -419,7 +386,7 @@ def test_constructor_leaves_sizes_to_the_layer():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"train": 3}, TypeError, "train must be a str, got int"),
+        ({"train": 3}, TypeError, "train must be a str or the path of a file, got int"),
         ({"train": "abc"}, ValueError, "train must have at least 5 characters, got 3"),
         ({"train": ""}, ValueError, "train must have at least 5 characters, got 0"),
         ({"valid": "a"}, ValueError, "valid must have at least 2 characters, got 1"),
@@ -434,7 +401,23 @@ def test_constructor_leaves_sizes_to_the_layer():
         ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number >= 0, got -1"),
         ({"clip": 0.0}, ValueError, "clip must be a finite number > 0, got 0.0"),
         ({"schedule": "plateau"}, ValueError, "schedule='plateau' needs a valid text"),
-        ({"schedule": "step"}, ValueError, "schedule must be one of 'constant', 'cosine', 'plateau', got 'step'"),
+        (
+            {"schedule": "step"},
+            ValueError,
+            "schedule must be one of 'constant', 'cosine', 'plateau', 'zaremba', got 'step'",
+        ),
+        ({"decay": 0.5}, ValueError, "decay is for schedule='plateau' and 'zaremba', got schedule='constant'"),
+        ({"schedule": "zaremba", "decay": 0}, ValueError, "decay must be above 0 and at most 1, got 0"),
+        ({"schedule": "zaremba", "decay": 2}, ValueError, "decay must be a number between 0 and 1, got 2"),
+        ({"schedule": "zaremba", "decay_after": -1}, ValueError, "decay_after must be an integer >= 0, got -1"),
+        ({"decay_after": 4}, ValueError, "decay_after is for schedule='zaremba', got schedule='constant'"),
+        ({"average": 2}, ValueError, "average is for optimizer='sgd', got optimizer='adam'"),
+        ({"average": 0}, ValueError, "average must be 'plateau' or an integer >= 1, got 0"),
+        ({"average": "swa"}, TypeError, "average must be 'plateau' or an integer >= 1, got 'swa'"),
+        ({"optimizer": "sgd", "average": "plateau"}, ValueError, "average='plateau' needs a valid text"),
+        ({"patience": 2}, ValueError, "patience needs a valid text"),
+        ({"patience": 0, "valid": TEXT}, ValueError, "patience must be an integer >= 1, got 0"),
+        ({"sample_every": 0}, ValueError, "sample_every must be an integer >= 1, got 0"),
         ({"warmup": -1}, ValueError, "warmup must be an integer >= 0, got -1"),
         ({"seconds": 0}, ValueError, "seconds must be a finite number > 0, got 0"),
         ({"resume": 1}, TypeError, "resume must be True or False, got 1"),
@@ -461,20 +444,10 @@ def test_use_refuses(trained):
     for call, name in ((trained.evaluate, "evaluate"), (trained.score, "score")):
         with pytest.raises(ValueError, match=f"LanguageModel.{name}: text must have at least 2 characters, got 1"):
             call("a")
-        with pytest.raises(TypeError, match=f"LanguageModel.{name}: text must be a str, got bytes"):
+        with pytest.raises(TypeError, match=f"LanguageModel.{name}: text must be a str or the path of a .*got bytes"):
             call(b"abc")
     with pytest.raises(ValueError, match=r"LanguageModel\.evaluate: batch_size must be an integer >= 1, got 0"):
         trained.evaluate("abc", batch_size=0)
-    for options, kind, message in (
-        ({"prompt": None}, TypeError, "prompt must be a str, got NoneType"),
-        ({"max_new_tokens": -1}, ValueError, "max_new_tokens must be an integer >= 0, got -1"),
-        ({"temperature": -0.1}, ValueError, "temperature must be a finite number >= 0, got -0.1"),
-        ({"top_k": 0}, ValueError, "top_k must be an integer >= 1, got 0"),
-        ({"top_p": 1.1}, ValueError, "top_p must be a number between 0 and 1, got 1.1"),
-        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
-    ):
-        with pytest.raises(kind, match=f"^LanguageModel.generate: {message}"):
-            trained.generate(**options)
     ids = np.zeros((2, 2), np.int32)
     with pytest.raises(ValueError, match=r"LanguageModel\.loss_and_grads: a model with dropout needs rng"):
         trained.loss_and_grads(ids, ids)

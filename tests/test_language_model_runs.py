@@ -306,7 +306,7 @@ def test_version_1_is_read_and_replaced(trained, tmp_path):
         (set_at("config", "hidden", "12"), "hidden must be an integer"),
         (set_at("config", "dtype", "float64"), "must be an array of float64, got float32"),
         (set_at("config", "level", "word"), "the vocabulary must be of level 'word', got 'char'"),
-        (set_at("vocabulary", "level", "sound"), "vocabulary must have a level of .'char', 'word'., got 'sound'"),
+        (set_at("vocabulary", "level", "sound"), "must have a level of .'bpe', 'char', 'word'., got 'sound'"),
         (set_at("config", "extra", 1), "unexpected keyword argument 'extra'"),
         (lambda data: data["config"].pop("cell"), "config must have the keys"),
         (set_at("config", []), "it has no config"),
@@ -362,7 +362,7 @@ def test_load_refuses_damaged_files(trained, tmp_path):
     refused(FileNotFoundError, "weights-.*safetensors is missing")
     for text in ("", "{", "[1]", "\udc80" * 3, "[" * 100_000):
         (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        refused(ValueError, "model.json is (damaged: not JSON|not a fastrnn.LanguageModel)")
+        refused(ValueError, "model.json is damaged: not (JSON|a JSON object)")
 
 
 def test_load_never_unpickles(tmp_path):

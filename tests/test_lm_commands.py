@@ -1,6 +1,7 @@
 """``fastrnn lm``: from a text file to a model and back; what is wrong is said in one line."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -61,6 +62,58 @@ def test_from_text_to_text(data, tmp_path, capsys):
     assert len(texts[0]) == 3 + 9 + 1
 
 
+@pytest.fixture(scope="module")
+def verses(tmp_path_factory):
+    """A trained model and its folder."""
+    model = LanguageModel(embedding=6, hidden=12, seed=1)
+    model.fit(VERSE * 20, epochs=3, batch_size=4, bptt=8, lr=0.02, progress=False)
+    folder = tmp_path_factory.mktemp("verses")
+    model.save(folder)
+    return model, folder
+
+
+def generate(folder, *options):
+    return main(["lm", "generate", str(folder), "--prompt", "row", "--tokens", "60", *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--temperature", "0", "--repetition-penalty", "1.5"], {"temperature": 0, "repetition_penalty": 1.5}),
+        (["--seed", "2", "--stop", "rr", "--stop", "\n"], {"seed": 2, "stop": ["rr", "\n"]}),
+        (["--beam", "3", "--stop", "str"], {"beam_size": 3, "stop": "str"}),
+    ],
+)
+def test_generate_options(verses, capsys, options, expected):
+    model, folder = verses
+    assert generate(folder, *options) == 0
+    assert capsys.readouterr().out == "row" + model.generate("row", 60, **expected) + "\n"
+
+
+def test_generate_prints_tokens_as_they_come(verses, monkeypatch):
+    model, folder = verses
+    shown = []
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    monkeypatch.setattr(stdout, "flush", lambda: shown.append(stdout.getvalue()))
+    assert generate(folder, "--seed", "1") == 0
+    text = "row" + model.generate("row", 60, seed=1)
+    assert shown[:-1] == [text[:end] for end in range(3, 64)]
+    assert shown[-1] == text + "\n"
+
+
+def test_generate_refuses(verses, capsys):
+    _, folder = verses
+    for options, message in (
+        (["--beam", "2", "--top-k", "3"], "beam search has no top_k, got top_k=3 and beam_size=2"),
+        (["--stop", ""], "stop must not be empty, got ['']"),
+    ):
+        assert generate(folder, *options) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
+
+
 def test_words(data, tmp_path, capsys):
     out = tmp_path / "model"
     assert train(data, out, "--level", "word", "--epochs", "20", "--lr", "0.05", "--min-frequency", "2") == 0
@@ -109,6 +162,34 @@ def test_plateau_and_the_best_model(data, tmp_path):
     losses = {name: LanguageModel.load(out / name).evaluate(valid, batch_size=4)["loss"] for name in (".", "best")}
     assert losses["best"] == pytest.approx(best, rel=1e-6)
     assert losses["."] == pytest.approx(rows[-1]["valid_loss"], rel=1e-6)
+
+
+def test_averaging_decay_and_samples(data, tmp_path, capsys):
+    options = ["--optimizer", "sgd", "--lr", "4", "--schedule", "zaremba", "--decay", "0.5", "--decay-after", "1"]
+    options += ["--average", "2", "--sample-every", "40"]
+    assert train(data, tmp_path / "once", "--epochs", "4", *options) == 0
+    shown = capsys.readouterr().err
+    steps = LanguageModel.load(tmp_path / "once").history[-1]["steps"]
+    titles = [line for line in shown.splitlines() if line.endswith(" writes:")]
+    assert titles == [f"step {step} writes:" for step in range(40, steps + 1, 40)]
+    assert len(titles) > 1
+    assert train(data, tmp_path / "twice", "--epochs", "3", *options) == 0
+    assert train(data, tmp_path / "twice", "--epochs", "4", "--resume", *options) == 0
+    once, twice = (LanguageModel.load(tmp_path / name) for name in ("once", "twice"))
+    assert [record["lr"] for record in once.history] == [4.0, 2.0, 1.0, 0.5]
+    assert once.evaluate(VERSE) == twice.evaluate(VERSE)
+    assert train(data, tmp_path / "twice", "--epochs", "5", "--resume", *options[:-4]) == 2
+    assert "resume needs the same average=2, got None" in capsys.readouterr().err
+
+
+def test_patience(data, tmp_path, capsys):
+    """At such a rate the first epoch is the best one, or soon another."""
+    out = tmp_path / "model"
+    options = ["--optimizer", "sgd", "--lr", "60", "--epochs", "99999", "--average", "plateau"]
+    assert train(data, out, "--patience", "2", *options) == 0
+    assert "stopped: no lower loss on valid in 2 epochs\n" in capsys.readouterr().err
+    losses = [record["valid_loss"] for record in LanguageModel.load(out).history]
+    assert losses.index(min(losses)) == len(losses) - 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -182,6 +263,9 @@ def test_bad_models_and_options(data, tmp_path, capsys):
         (["--epochs", "0"], "argument --epochs: must be an integer >= 1, got '0'"),
         (["--lr", "x"], "argument --lr: must be a number > 0, got 'x'"),
         (["--dropout", "-1"], "argument --dropout: must be a number >= 0, got '-1'"),
+        (["--average", "0"], "argument --average: must be 'plateau' or an integer >= 1, got '0'"),
+        (["--average", "swa"], "argument --average: must be 'plateau' or an integer >= 1, got 'swa'"),
+        (["--patience", "0"], "argument --patience: must be an integer >= 1, got '0'"),
     ):
         with pytest.raises(SystemExit) as ended:
             train(data, tmp_path / "other", *options)

@@ -1,7 +1,21 @@
-"""Models built on the recurrent layers."""
+"""Models built on the recurrent layers, and the older ones that they are compared with."""
 
+from .interpolation import Interpolation
+from .kinds import load
 from .language_model import LanguageModel
 from .ngram import NgramModel
-from .vocabulary import CharVocabulary, WordVocabulary
+from .ngram_language_model import NgramLanguageModel
+from .vocabulary import BpeVocabulary, CharVocabulary, WordVocabulary
+from .window_model import WindowModel
 
-__all__ = ["CharVocabulary", "LanguageModel", "NgramModel", "WordVocabulary"]
+__all__ = [
+    "BpeVocabulary",
+    "CharVocabulary",
+    "Interpolation",
+    "LanguageModel",
+    "NgramLanguageModel",
+    "NgramModel",
+    "WindowModel",
+    "WordVocabulary",
+    "load",
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from .. import set_num_threads
 from .language_model import LanguageModel
+from .schedules import SCHEDULES
 from .training import BEST
 
 
@@ -76,9 +78,14 @@ def _train(args: argparse.Namespace) -> None:
         clip=args.clip or None,
         schedule=args.schedule,
         warmup=args.warmup,
+        decay=args.decay,
+        decay_after=args.decay_after,
+        average=args.average,
+        patience=args.patience,
         seconds=args.seconds,
         checkpoint=args.out,
         resume=args.resume,
+        sample_every=args.sample_every,
     )
     best = load(args.out)
     for name, text in (("valid", valid), ("test", test)):
@@ -102,15 +109,17 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    text = load(args.model).generate(
-        args.prompt,
-        args.tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
-    print(args.prompt + text)
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
+    options = {name: getattr(args, name) for name in names}
+    model = load(args.model)
+    pieces: Iterable[str]
+    if args.beam:
+        pieces = [model.generate(args.prompt, args.tokens, beam_size=args.beam, **options)]
+    else:
+        pieces = model.generate(args.prompt, args.tokens, stream=True, **options)
+    for piece in itertools.chain([args.prompt], pieces):  # each as it comes
+        print(piece, end="", flush=True)
+    print()
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -119,6 +128,15 @@ def _score(args: argparse.Namespace) -> None:
     assert vocabulary is not None
     for token, log_p in zip(vocabulary.encode(text)[1:], model.score(text), strict=True):
         print(f"{log_p:.4f}\t{vocabulary.decode([int(token)])!r}")
+
+
+def _average(text: str) -> int | str:
+    """The type of --average."""
+    if text == "plateau":
+        return text
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be 'plateau' or an integer >= 1, got {text!r}")
 
 
 def add_lm(commands: Any, number: Callable[..., Callable[[str], Any]]) -> None:
@@ -149,11 +167,19 @@ def add_lm(commands: Any, number: Callable[..., Callable[[str], Any]]) -> None:
     train.add_argument("--lr", type=positive, metavar="X", help="learning rate (adam 0.002, sgd 1)")
     train.add_argument("--weight-decay", type=real, default=0.0, metavar="X", help="(0)")
     train.add_argument("--clip", type=real, default=1.0, metavar="X", help="largest norm of the gradients; 0: any (1)")
-    train.add_argument(
-        "--schedule", choices=("constant", "cosine", "plateau"), default="constant", help="of the rate (constant)"
-    )
+    train.add_argument("--schedule", choices=SCHEDULES, default="constant", help="of the rate (default: constant)")
     train.add_argument("--warmup", type=natural, default=0, metavar="N", help="steps with a rising rate (0)")
+    train.add_argument(
+        "--decay", type=positive, metavar="X", help="multiplies the rate at a plateau (0.25) or by zaremba (0.5)"
+    )
+    train.add_argument("--decay-after", type=natural, metavar="N", help="zaremba: last epoch of the whole rate (4)")
+    train.add_argument(
+        "--average", type=_average, metavar="N",
+        help="sgd: take the mean of the weights from the end of epoch N on, or of one that the trigger 'plateau' finds",
+    )  # fmt: skip
+    train.add_argument("--patience", type=count, metavar="N", help="stop after N epochs without a lower loss on valid")
     train.add_argument("--seconds", type=positive, metavar="N", help="stop after that time")
+    train.add_argument("--sample-every", type=count, metavar="N", help="show what the model writes, every N steps")
     train.add_argument("--seed", type=natural, metavar="N", help="decides everything that is drawn")
     train.add_argument("--threads", type=count, metavar="N", help="(default: as fastrnn info tells)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out, with the same options")
@@ -178,4 +204,9 @@ def add_lm(commands: Any, number: Callable[..., Callable[[str], Any]]) -> None:
     parser.add_argument("--temperature", type=real, default=1.0, metavar="X", help="0: always the most probable (1)")
     parser.add_argument("--top-k", type=count, metavar="N", help="draw from the N most probable tokens only")
     parser.add_argument("--top-p", type=positive, metavar="X", help="or from those that together reach probability X")
+    parser.add_argument(
+        "--repetition-penalty", type=positive, default=1.0, metavar="X", help="above 1: against repeated tokens (1)"
+    )
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before it; may be given several times")
+    parser.add_argument("--beam", type=count, metavar="N", help="search for the most probable text, N side by side")
     parser.add_argument("--seed", type=natural, metavar="N")

@@ -9,18 +9,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..arrays import HOST, Arrays
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
 from . import training
-from .nn import Dropout
+from .nn import Dropout, Output
 from .progress import reporter
-from .text_model import TextModel
+from .text_model import Text, TextModel
 
 
 class Part(Protocol):
     """A layer of a model: parameters, and their gradients under the same names."""
 
-    parameters: dict[str, np.ndarray]
-    grads: dict[str, np.ndarray]
+    parameters: dict[str, Any]
+    grads: dict[str, Any]
 
     def zero_grad(self) -> None: ...
 
@@ -31,16 +32,28 @@ class NeuralModel(TextModel):
     A kind of model makes its weights in ``_build``, names them in ``_parts``, and computes ``loss_and_grads``.
     """
 
+    output: Output
+
     def __init__(
-        self, level: str, seed: int | None, min_frequency: int, embedding: int, hidden: int, dropout: float, dtype: str
+        self,
+        level: str,
+        seed: int | None,
+        min_frequency: int,
+        vocab_size: int,
+        embedding: int,
+        hidden: int,
+        dropout: float,
+        dtype: str,
+        arrays: Arrays = HOST,
     ) -> None:
-        super().__init__(level, seed, min_frequency)
+        super().__init__(level, seed, min_frequency, vocab_size)
         where = type(self).__name__
         self.embedding = check_size(where, "embedding", embedding)
         self.hidden = check_size(where, "hidden", hidden)
         self.dropout = check_probability(where, "dropout", dropout)
         self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
-        self._drop = Dropout(self.dropout)
+        self._arrays = arrays
+        self._drop = Dropout(self.dropout, arrays)
         self._training: training.State | None = None
 
     # -- parameters ----------------------------------------------------------------------------------------------------
@@ -50,12 +63,12 @@ class NeuralModel(TextModel):
         """The layers by the name that they have in ``state_dict``."""
 
     @property
-    def parameters(self) -> list[dict[str, np.ndarray]]:
+    def parameters(self) -> list[dict[str, Any]]:
         """The parameter dicts of the layers, as optimizers take them."""
         return [part.parameters for part in self._parts().values()]
 
     @property
-    def grads(self) -> list[dict[str, np.ndarray]]:
+    def grads(self) -> list[dict[str, Any]]:
         """Their gradients."""
         return [part.grads for part in self._parts().values()]
 
@@ -74,11 +87,11 @@ class NeuralModel(TextModel):
             part.zero_grad()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all weights, by their layer's name and their own: ``embedding.weight``, ..., ``output.bias``."""
-        return {name: array.copy() for name, array in self._named_parameters().items()}
+        """NumPy copies of all weights, by the names of their layer and their own: ``embedding.weight``, ..."""
+        return {name: np.array(array) for name, array in self._downloaded().items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Write weights into the existing arrays: strict about names, shapes, dtypes; no effect when it fails."""
+        """Write NumPy arrays into those of the model: strict about names, shapes, dtypes; no effect when it fails."""
         where, own = f"{type(self).__name__}.load_state_dict", self._named_parameters()
         if not isinstance(state, Mapping):
             raise TypeError(f"{where}: state must be a dict of arrays, got {type(state).__name__}")
@@ -91,15 +104,25 @@ class NeuralModel(TextModel):
                 raise TypeError(f"{where}: state[{name!r}] must be an array of {array.dtype}, got {got}")
             if new.shape != array.shape:
                 raise ValueError(f"{where}: state[{name!r}] must have shape {array.shape}, got {new.shape}")
+        uploaded = {name: self._arrays.upload(state[name]) for name in own}  # may fail, before anything is written
         for name, array in own.items():
-            array[...] = state[name]
+            self._arrays.write(array, uploaded[name])
 
-    def _named_parameters(self) -> dict[str, np.ndarray]:
+    def _named_parameters(self) -> dict[str, Any]:
         return {
             f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.parameters.items()
         }
 
+    def _downloaded(self) -> dict[str, np.ndarray]:
+        return {name: self._arrays.download(array) for name, array in self._named_parameters().items()}
+
     # -- computation ---------------------------------------------------------------------------------------------------
+
+    def _loss(self, rows: Any, targets: np.ndarray, accumulate: bool) -> tuple[float, Any]:
+        """Mean cross-entropy after (N, size) rows that go into the output layer, and its gradient by these."""
+        flat = targets.reshape(-1)
+        nats, drows = self.output.loss(rows, flat, 1.0 / flat.size, accumulate)
+        return float(self._arrays.download(nats).sum(dtype=np.float64) / flat.size), drows
 
     @abstractmethod
     def loss_and_grads(
@@ -120,8 +143,8 @@ class NeuralModel(TextModel):
 
     def fit(
         self,
-        train: str,
-        valid: str | None = None,
+        train: Text,
+        valid: Text | None = None,
         *,
         epochs: int = 10,
         batch_size: int = 32,
@@ -133,9 +156,14 @@ class NeuralModel(TextModel):
         clip: float | None = 1.0,
         schedule: str = "constant",
         warmup: int = 0,
+        decay: float | None = None,
+        decay_after: int | None = None,
+        average: int | str | None = None,
+        patience: int | None = None,
         seconds: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        sample_every: int | None = None,
         progress: Any = True,
     ) -> list[dict[str, Any]]:
         """Train on a text by truncated backpropagation through time; returns one record for each epoch.
@@ -145,40 +173,67 @@ class NeuralModel(TextModel):
         does not fill the last row of the streams is left out.
 
         Args:
-            train: text of at least ``batch_size`` + 1 tokens.
-            valid: text evaluated after each epoch, in ``batch_size`` streams.
+            train: text of at least ``batch_size`` + 1 tokens, or the path of a file of text.
+            valid: another one, evaluated after each epoch in ``batch_size`` streams.
             epochs: passes over ``train``, those before a ``resume`` included.
             optimizer: "adam", "adamw" or "sgd" (with ``momentum``).
             lr: learning rate; None is 0.002 for adam and adamw, 1.0 for sgd.
             weight_decay: L2 penalty; with adamw decoupled weight decay.
             clip: largest global norm of the gradients (``clip_grad_norm``); None does not clip.
-            schedule: "constant"; "cosine": from ``lr`` to 0 along half a cosine over the whole run; or "plateau": a
-                quarter of the rate after each epoch that did not lower the loss on ``valid``.
+            schedule: "constant"; "cosine": from ``lr`` to 0 along half a cosine over the whole run; "plateau": the rate
+                is multiplied by ``decay`` after each epoch that did not lower the loss on ``valid``; or "zaremba":
+                ``lr * decay ** max(epoch - decay_after, 0)``, epochs counted from 1.
             warmup: steps over which the rate first rises linearly.
+            decay: above 0 and at most 1; None is 0.25 for plateau, 0.5 for zaremba.
+            decay_after: last epoch of the whole rate, an integer >= 0; None is 4.
+            average: with sgd, take the mean of the weights after each step for the weights: an integer >= 1, from the
+                end of that epoch on; or "plateau", from the end of the first epoch whose loss on ``valid`` is above the
+                lowest of the epochs more than 5 before it. Evaluation, samples, checkpoints and the model after ``fit``
+                then have the mean; a ``resume`` goes on from the weights of the steps, which the training state holds.
+            patience: stop after this many epochs in a row that did not lower the loss on ``valid``. The model then has
+                the weights of the last epoch; those of the best are in the checkpoint.
             seconds: stop after this much time, whatever is left of ``epochs``; "cosine" then ends on time. The clock
                 takes part in such a run: it does not repeat to the bit.
             checkpoint: folder that ``save`` writes to after each epoch; its subfolder ``best`` gets the model of the
-                lowest loss on ``valid``.
+                lowest loss on ``valid``. The records go into its file ``log.csv`` and, where the package tensorboard is
+                installed, as scalars into its subfolder ``tensorboard``. The tokens of texts given as files are kept in
+                its subfolder ``tokens`` and mapped into memory from there.
             resume: carry on from the training state of this model (of an earlier ``fit``, or loaded), with the same
-                text and options. The result is that of one uninterrupted run, to the bit.
+                text and options. The result is that of one uninterrupted run, to the bit. What says when to stop or
+                what is shown (``epochs``, but not with cosine, ``patience``, ``seconds``, ``sample_every``) may change.
+            sample_every: show 100 tokens that the model writes, at temperature 0.8, each time after so many steps. They
+                are drawn by ``seed`` apart from everything else: the weights are those of a run without.
             progress: True shows progress on standard error, False nothing; or an object (``models.progress.Progress``).
 
-        Records: ``epoch``, ``steps``, ``lr``, ``loss`` (nats per token, in training mode), ``perplexity``, ``clipped``
-        (share of steps), ``tokens_per_second``, ``seconds``; with ``valid`` also ``valid_loss``, ``valid_perplexity``.
+        Ctrl-C ends a run after the step with an evaluation and a checkpoint; a second one ends it at once.
+
+        Records: ``epoch``, ``steps``, ``lr``, ``loss`` (nats per token, in training mode), ``perplexity``,
+        ``grad_norm`` (mean of the steps' global norms before clipping), ``clipped`` (share of steps),
+        ``tokens_per_second``, ``seconds``; with ``valid`` also ``valid_loss``, ``valid_perplexity``.
 
         Raises:
             TypeError, ValueError: naming the argument.
-            FloatingPointError: the loss or a gradient is not finite; the weights are those before that step.
+            FloatingPointError: the loss or a gradient is not finite: the weights are those before that step; or the
+                loss on ``valid`` is not. The message names the folder of the last good checkpoint, if there is one.
+            KeyboardInterrupt: after Ctrl-C, when everything is written.
+
+        Sources: Zaremba, Sutskever, Vinyals, "Recurrent neural network regularization", 2014 (zaremba); Merity, Keskar,
+        Socher, "Regularizing and optimizing LSTM language models", 2018 (average).
         """
         where = f"{type(self).__name__}.fit"
         options = training.Options.checked(
-            where, batch_size, bptt, optimizer, lr, momentum, weight_decay, clip, schedule, warmup
-        )
+            where, batch_size, bptt, optimizer, lr, momentum, weight_decay, clip, schedule, warmup, decay, decay_after,
+            average,
+        )  # fmt: skip
         epochs = check_size(where, "epochs", epochs)
-        if options.schedule == "plateau" and valid is None:
-            raise ValueError(f"{where}: schedule='plateau' needs a valid text")
+        if patience is not None:
+            patience = check_size(where, "patience", patience)
+        if valid is None and (needing := options.needs_valid or ("patience" if patience is not None else None)):
+            raise ValueError(f"{where}: {needing} needs a valid text")
         if seconds is not None:
             seconds = check_real(where, "seconds", seconds, above=True)
+        if sample_every is not None:
+            sample_every = check_size(where, "sample_every", sample_every)
         self._check_text("fit", "train", train, least=options.batch_size + 1)
         if valid is not None:
             self._check_text("fit", "valid", valid, least=2)
@@ -191,14 +246,24 @@ class NeuralModel(TextModel):
             raise ValueError(f"{where}: resume needs a model with training state: fitted before, or loaded with it")
         if self.vocabulary is None:
             self.build(train)
-        return training.fit(
-            self, train, valid, options, epochs=epochs, seconds=seconds, checkpoint=checkpoint, report=report
-        )
+        ids = self._ids("fit", "train", train, options.batch_size + 1, checkpoint)
+        held_out = None if valid is None else self._ids("fit", "valid", valid, 2, checkpoint)
+        return training.Run(
+            self,
+            training.Trainer(self, ids, options, epochs),
+            report,
+            evaluate=None if held_out is None else lambda: self._mean_nats(held_out, options.batch_size),
+            sample=lambda: self.generate(max_new_tokens=100, temperature=0.8, seed=self.seed),
+            sample_every=sample_every,
+            patience=patience,
+            seconds=seconds,
+            checkpoint=checkpoint,
+        ).go()
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-        archives = {"weights": self._named_parameters()}
+        archives = {"weights": self._downloaded()}
         if not training or self._training is None:
             return {}, archives
         return {"training": self._training.data}, archives | {"training": self._training.arrays}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any, Protocol
 
 
@@ -33,7 +34,9 @@ class Silent:
 
 
 class Lines:
-    """A line every few seconds, and one for each message."""
+    """A line every few seconds, with the time left, and one for each message."""
+
+    _WEIGHT = 0.3  # of the newest line in the smoothed seconds of a step
 
     def __init__(self, interval: float = 5.0) -> None:
         self._interval = interval
@@ -41,12 +44,26 @@ class Lines:
     def start(self, total: int, title: str) -> None:
         self._total, self._title = total, title
         self._last = time.monotonic()
+        self._mark: tuple[float, int] | None = None  # a resumed run begins anywhere: the first update tells
+        self._each = 0.0  # smoothed seconds of a step, once there are some
 
     def update(self, done: int, figures: str) -> None:
         now = time.monotonic()
+        if self._mark is None:
+            self._mark = now, done
         if now - self._last >= self._interval:
             self._last = now
-            self.message(f"{self._title}: {done}/{self._total} ({done / max(self._total, 1):.0%})  {figures}")
+            share = f"{done}/{self._total} ({done / max(self._total, 1):.0%})"
+            self.message(f"{self._title}: {share}  {figures}{self._left(now, done)}")
+
+    def _left(self, now: float, done: int) -> str:
+        assert self._mark is not None
+        then, before = self._mark
+        if done > before:
+            each = (now - then) / (done - before)
+            self._each += (self._WEIGHT if self._each else 1.0) * (each - self._each)
+            self._mark = now, done
+        return f"  ETA {timedelta(seconds=round(self._each * (self._total - done)))}" if self._each else ""
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 
-from ..checks import check_choice, check_size
+from ..checks import check_choice, check_flag, check_probability, check_real, check_size
 from . import checkpoint
-from .decoding import Decoder, Sampler, sample
-from .vocabulary import UNKNOWN, VOCABULARIES, Vocabulary, vocabulary_from_dict
+from .decoding import Decoder, RepetitionPenalty, Sampler, Writer, beam_search, check_stops, sample, write
+from .tokens import read_pieces, tokenize_file
+from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary, vocabulary_from_dict
 
 Model = TypeVar("Model", bound="TextModel")
+Text = str | os.PathLike[str]  # itself, or the file that holds it
+_VOCAB_SIZE = 8192
 
 
 class TextModel(ABC):
@@ -28,11 +32,12 @@ class TextModel(ABC):
     _format: ClassVar[str]
     _config: ClassVar[tuple[str, ...]]
 
-    def __init__(self, level: str, seed: int | None, min_frequency: int) -> None:
+    def __init__(self, level: str, seed: int | None, min_frequency: int = 1, vocab_size: int = _VOCAB_SIZE) -> None:
         where = type(self).__name__
         self.level = check_choice(where, "level", level, VOCABULARIES)
         self.seed = check_size(where, "seed", new_seed() if seed is None else seed, low=0)
         self.min_frequency = check_size(where, "min_frequency", min_frequency)
+        self.vocab_size = check_size(where, "vocab_size", vocab_size, low=BpeVocabulary.LEAST)
         self.vocabulary: Vocabulary | None = None
         self.history: list[dict[str, Any]] = []
         # Independent streams from one seed; each part keeps its own whatever the others draw.
@@ -50,6 +55,11 @@ class TextModel(ABC):
         return {name: getattr(self, name) for name in self._config}
 
     @property
+    def normalized(self) -> bool:
+        """Whether the probabilities of all next tokens sum to 1."""
+        return True
+
+    @property
     @abstractmethod
     def num_parameters(self) -> int:
         """How many numbers training found."""
@@ -62,8 +72,8 @@ class TextModel(ABC):
     @abstractmethod
     def fit(
         self,
-        train: str,
-        valid: str | None = None,
+        train: Text,
+        valid: Text | None = None,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Any = True,
@@ -72,16 +82,19 @@ class TextModel(ABC):
 
     # -- vocabulary ----------------------------------------------------------------------------------------------------
 
-    def build(self, text: str) -> Vocabulary:
-        """Take the vocabulary of ``text``, which is returned, and make the weights that depend on it.
+    def build(self, text: Text) -> Vocabulary:
+        """Take the vocabulary of a text, or of a file of text, and make the weights that depend on it.
 
-        ``fit`` does so by itself.
+        ``fit`` does so by itself. Returns the vocabulary.
         """
         where = f"{type(self).__name__}.build"
         if self.vocabulary is not None:
             raise RuntimeError(f"{where}: the vocabulary is there already; make a new model for another one")
         self._check_text("build", "text", text, least=1)
-        return self._build(VOCABULARIES[self.level].of_text(text, self.min_frequency))
+        pieces = (text,) if isinstance(text, str) else read_pieces(text)
+        if self.level == BpeVocabulary.level:
+            return self._build(BpeVocabulary.of_pieces(pieces, self.min_frequency, self.vocab_size))
+        return self._build(VOCABULARIES[self.level].of_pieces(pieces, self.min_frequency))
 
     def _build(self, vocabulary: Vocabulary) -> Vocabulary:
         self.vocabulary = vocabulary
@@ -94,18 +107,32 @@ class TextModel(ABC):
             )
         return self.vocabulary
 
-    def _encode(self, call: str, text: str) -> np.ndarray:
-        vocabulary = self._built(call)
-        self._check_text(call, "text", text, least=2)
-        return vocabulary.encode(text)
-
     def _check_text(self, call: str, name: str, text: Any, least: int) -> None:
+        """What can be told of a text before there is a vocabulary."""
         where = f"{type(self).__name__}.{call}"
+        if isinstance(text, os.PathLike):
+            next(read_pieces(text))  # a file that cannot be read fails here
+            return
         if not isinstance(text, str):
-            raise TypeError(f"{where}: {name} must be a str, got {type(text).__name__}")
+            raise TypeError(f"{where}: {name} must be a str or the path of a file, got {type(text).__name__}")
         vocabulary = VOCABULARIES[self.level]
         if (count := vocabulary.count(text)) < least:
             raise ValueError(f"{where}: {name} must have at least {least} {vocabulary.unit}, got {count}")
+
+    def _ids(self, call: str, name: str, text: Text, least: int, folder: str | os.PathLike[str] | None) -> np.ndarray:
+        """A text as ids; those of a file are mapped from ``folder``, where there is one."""
+        vocabulary = self._built(call)
+        self._check_text(call, name, text, least)
+        if isinstance(text, str):
+            ids = vocabulary.encode(text)
+        elif folder is None:
+            ids = np.concatenate([vocabulary.encode(piece) for piece in read_pieces(text)])
+        else:
+            ids = tokenize_file(text, vocabulary, Path(folder, "tokens", f"{name}.ids"))
+        if len(ids) < least:
+            where = f"{type(self).__name__}.{call}"
+            raise ValueError(f"{where}: {name} must have at least {least} {vocabulary.unit}, got {len(ids)}")
+        return ids
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
@@ -117,8 +144,8 @@ class TextModel(ABC):
     def _decoder(self, ids: np.ndarray) -> Decoder:
         """One row that has read all of ``ids``, of which there is at least one, but the last."""
 
-    def evaluate(self, text: str, *, batch_size: int = 1) -> dict[str, float | int]:
-        """How well the model predicts ``text``.
+    def evaluate(self, text: Text, *, batch_size: int = 1) -> dict[str, float | int]:
+        """How well the model predicts a text, or a file of text.
 
         Every token but the first, which has nothing before it, is predicted from all those before it. With
         ``batch_size`` above 1 the text is cut into as many streams, each starting from nothing: faster, and
@@ -127,24 +154,64 @@ class TextModel(ABC):
         Returns a dict: ``loss`` (nats per token), ``perplexity`` (exp(loss)), ``tokens`` (predicted tokens),
         ``bits_per_character``.
         """
-        where = f"{type(self).__name__}.evaluate"
-        ids = self._encode("evaluate", text)
-        batch_size = min(check_size(where, "batch_size", batch_size), len(ids) - 1)
-        total = sum(float(nats.sum(where=valid, dtype=np.float64)) for nats, valid in self._nats(ids, batch_size))
-        tokens = len(ids) - 1
-        loss = total / tokens
+        batch_size = check_size(f"{type(self).__name__}.evaluate", "batch_size", batch_size)
+        ids = self._ids("evaluate", "text", text, 2, None)
+        loss = self._mean_nats(ids, batch_size)
+        characters = len(text) if isinstance(text, str) else sum(map(len, read_pieces(text)))
         first = len(self._built("evaluate").decode(ids[:1]))  # characters that nothing predicts
         return {
             "loss": loss,
             "perplexity": math.inf if loss > 709.0 else math.exp(loss),
-            "tokens": tokens,
-            "bits_per_character": total / math.log(2.0) / max(1, len(text) - first),
+            "tokens": len(ids) - 1,
+            "bits_per_character": loss * (len(ids) - 1) / math.log(2.0) / max(1, characters - first),
         }
+
+    def _mean_nats(self, ids: np.ndarray, batch_size: int) -> float:
+        if not self.normalized:
+            raise ValueError(
+                f"{type(self).__name__}.evaluate: the scores of {self!r} sum to no probability: a perplexity needs one"
+            )
+        chunks = self._nats(ids, min(batch_size, len(ids) - 1))
+        return sum(float(nats.sum(where=valid, dtype=np.float64)) for nats, valid in chunks) / (len(ids) - 1)
 
     def score(self, text: str) -> np.ndarray:
         """log p of each token of ``text`` but the first, in nats: float64, entry i for token i + 1."""
-        ids = self._encode("score", text)
+        ids = self._ids("score", "text", text, 2, None)
         return -np.concatenate([nats[:, 0] for nats, _ in self._nats(ids, 1)]).astype(np.float64)
+
+    @overload
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        beam_size: int | None = None,
+        length_penalty: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[False] = False,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        beam_size: int | None = None,
+        length_penalty: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[True],
+    ) -> Iterator[str]: ...
 
     def generate(
         self,
@@ -154,21 +221,52 @@ class TextModel(ABC):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        beam_size: int | None = None,
+        length_penalty: float = 0.0,
         seed: int | None = None,
-    ) -> str:
-        """A continuation of ``prompt`` (which is not part of the result).
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """A continuation of ``prompt`` (which is not part of the result), drawn, or found by beam search.
 
         Args:
             prompt: text to go on from; an empty one stands for the end of a line (or the first symbol, without one in
                 the vocabulary).
-            max_new_tokens: how many tokens, >= 0.
+            max_new_tokens: how many tokens, >= 0; unknown ones are never among them.
             temperature: divides the logits; below 1 plainer, 0 always the most probable token.
             top_k: draw from the k most probable tokens only.
             top_p: draw from the most probable tokens that together reach probability p, in (0, 1].
+            repetition_penalty: divides the positive logits of the tokens of prompt and continuation, multiplies the
+                negative ones; above 0, and above 1 against repetition.
+            stop: a string, or several, before which the text ends. Where there are several, the one that ends first
+                counts.
+            beam_size: search for the most probable text instead of drawing: at each length this many stay, and a text
+                ends with ``max_new_tokens`` or a stop string; 1 takes the most probable token each time.
+            length_penalty: of the texts found, the one with the highest log p / tokens ** length_penalty is taken, in
+                [0, 1]: 0 compares log p, 1 its mean. For texts that a stop string ends.
             seed: integer >= 0; None goes on with the model's own generator (started by its seed).
+            stream: give an iterator of pieces of the text, each as soon as it is certain. Tokens are drawn when the
+                next piece is asked for, also from the model's own generator.
 
         Raises:
-            TypeError, ValueError: naming the argument. FloatingPointError: the weights hold NaN or infinity.
+            TypeError, ValueError: naming the argument, at the call also for a stream. FloatingPointError: the weights
+                hold NaN or infinity.
+
+        Sources: Keskar et al., "CTRL: a conditional transformer language model for controllable generation", 2019
+        (repetition penalty); Holtzman et al., "The curious case of neural text degeneration", 2020 (top_p).
+
+        Example:
+            >>> from fastrnn.models import LanguageModel
+            >>> model = LanguageModel(embedding=8, hidden=16, seed=1)
+            >>> history = model.fit("hello world. " * 50, epochs=20, batch_size=4, bptt=16, lr=0.02, progress=False)
+            >>> model.generate("hello", stop=".", temperature=0)
+            ' world'
+            >>> model.generate("hello", stop=".", beam_size=3)
+            ' world'
+            >>> for piece in model.generate("hello", 6, temperature=0, stream=True):
+            ...     print(piece, end="")
+             world
         """
         where = f"{type(self).__name__}.generate"
         vocabulary = self._built("generate")
@@ -176,22 +274,45 @@ class TextModel(ABC):
             raise TypeError(f"{where}: prompt must be a str, got {type(prompt).__name__}")
         count = check_size(where, "max_new_tokens", max_new_tokens, low=0)
         sampler = Sampler.checked(where, temperature, top_k, top_p)
+        penalty = check_real(where, "repetition_penalty", repetition_penalty, above=True)
+        stops = check_stops(where, stop)
+        length_penalty = check_probability(where, "length_penalty", length_penalty)
         rng = self._sampling if seed is None else np.random.default_rng(check_size(where, "seed", seed, low=0))
+        stream = check_flag(where, "stream", stream)
+        if beam_size is not None:
+            beam_size = check_size(where, "beam_size", beam_size)
+            for name, given, default in (
+                ("temperature", sampler.temperature, 1.0),
+                ("top_k", top_k, None),
+                ("top_p", top_p, None),
+                ("seed", seed, None),
+                ("stream", stream, False),
+            ):
+                if given != default:
+                    raise ValueError(f"{where}: beam search has no {name}, got {name}={given} and {beam_size=}")
+        elif length_penalty:
+            raise ValueError(f"{where}: length_penalty is for beam search, got {length_penalty=} and {beam_size=}")
         ids = vocabulary.encode(prompt)
         if len(ids) == 0:
             ids = np.array([vocabulary.start], np.int32)
-        last = int(ids[-1])
-        new = sample(where, self._decoder(ids), last, count, sampler, rng, UNKNOWN)
-        # What stands between the last token and the first new one, such as a space, is part of the continuation.
-        return vocabulary.decode([last, *new])[len(vocabulary.decode([last])) :]
+        last, writer = int(ids[-1]), Writer(vocabulary, int(ids[-1]), stops)
+        decoder = self._decoder(ids)
+        if penalty != 1.0:
+            decoder = RepetitionPenalty(decoder, penalty, ids, len(vocabulary))
+        if beam_size is not None:
+            return beam_search(where, decoder, last, count, beam_size, length_penalty, writer, UNKNOWN)
+        pieces = write(sample(where, decoder, last, count, sampler, rng, UNKNOWN), writer)
+        return pieces if stream else "".join(pieces)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], *, training: bool = True) -> None:
-        """Write the model to ``folder`` (made if missing): ``model.json`` and the arrays that it names, no pickle.
+        """Write the model to ``folder`` (made if missing): ``model.json`` and ``.safetensors`` archives that it names.
 
         With ``training`` also the training state, if there is one (the optimizer's arrays and the position), so that
-        ``fit(..., resume=True)`` can carry on. A save that fails or is cut off leaves the model that was there.
+        ``fit(..., resume=True)`` can carry on. A save that fails or is cut off leaves the model that was there; an
+        OSError (a full disk) names the file. Nothing is pickled: ``safetensors.torch.load_file`` reads the weights into
+        a module of torch with the same names.
         """
         vocabulary = self._built("save")
         data, archives = self._contents(training)
@@ -211,7 +332,7 @@ class TextModel(ABC):
         config: Any = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config = {"min_frequency": 1} | config  # which the first models had not
+        config = {"min_frequency": 1, "vocab_size": _VOCAB_SIZE} | config  # which the first models had not
         try:
             model = cls._of_config(config, device)
             if model.config != config:
@@ -230,12 +351,11 @@ class TextModel(ABC):
     def _of_config(cls: type[Model], config: dict[str, Any], device: str) -> Model:
         return cls(**config)
 
-    @abstractmethod
     def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """What is saved beside configuration, vocabulary and history: JSON data, and arrays by role and name."""
+        return {}, {}
 
-    @abstractmethod
-    def _set_contents(self, data: dict[str, Any], archives: dict[str, dict[str, np.ndarray]]) -> None:
+    def _set_contents(self, data: dict[str, Any], archives: dict[str, dict[str, np.ndarray]]) -> None:  # noqa: B027
         """Take what ``_contents`` gave; TypeError or ValueError for anything else."""
 
 
@@ -256,8 +376,8 @@ def cut(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
     """
     count = len(ids) - 1
     length = -(-count // batch_size)
-    padded = np.zeros(length * batch_size + 1, np.int32)
-    padded[: len(ids)] = ids
-    inputs = padded[:-1].reshape(batch_size, length).T
-    targets = padded[1:].reshape(batch_size, length).T
+    if length * batch_size > count:
+        ids = np.concatenate([ids, np.zeros(length * batch_size - count, np.int32)])
+    inputs = ids[:-1].reshape(batch_size, length).T
+    targets = ids[1:].reshape(batch_size, length).T
     return inputs, targets, np.clip(count - length * np.arange(batch_size), 0, length)

@@ -1,0 +1,512 @@
+"""LanguageModel.fit: averaging, early stopping, samples, logs, interrupted and failed runs, texts in files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastrnn.models import LanguageModel
+from fastrnn.models import progress as progress_module
+from fastrnn.models.schedules import Options
+from fastrnn.models.training import Trainer, perplexity, streams
+from tiny_model import QUICK, TEXT, tiny, weights_equal
+
+STEPS = 8  # of an epoch of TEXT with QUICK
+SGD = QUICK | {"optimizer": "sgd", "lr": 3.0, "momentum": 0.5}
+LOSSES = [5.0, 4.0, 4.5, 3.0, 3.5, 3.5, 3.5, 4.5, 2.0, 2.5, 2.5, 2.5]  # of scripted evaluations
+
+
+class Reporter:
+    """Keeps the messages, and calls ``after`` with the number of each step."""
+
+    def __init__(self, after=lambda step: None):
+        self.messages, self.done, self._after = [], 0, after
+
+    def start(self, total, title):
+        pass
+
+    def update(self, done, figures):
+        self.done = done
+        self._after(done)
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def close(self):
+        pass
+
+
+def at(step, act):
+    return Reporter(lambda done: act() if done == step else None)
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def scripted(model, report, partial=None):
+    """Its evaluations give LOSSES after whole epochs, and ``partial`` else."""
+
+    def mean_nats(ids, batch_size):
+        epochs, rest = divmod(report.done, STEPS)
+        return partial if rest else LOSSES[epochs - 1]
+
+    model._mean_nats = mean_nats
+    return {"progress": report}
+
+
+def options_of(**options) -> Options:
+    given = {"momentum": 0.0, "weight_decay": 0.0, "clip": 1.0, "schedule": "constant", "warmup": 0}
+    return Options.checked("t", **given | {"batch_size": 4, "bptt": 16, "optimizer": "sgd", "lr": None} | options)
+
+
+# -- averaging ---------------------------------------------------------------------------------------------------------
+
+
+def mean_error(values) -> float:
+    """Allowed in float32: each value's step rounds three numbers at most twice as large as the largest."""
+    return 3 * len(values) * np.finfo(np.float32).eps * np.abs(values).max()
+
+
+def test_average_is_the_mean_of_the_weights_after_each_step(tmp_path):
+    plain, averaged = tiny(dropout=0.2), tiny(dropout=0.2)
+    seen = []
+    plain.fit(TEXT, epochs=4, **SGD | {"progress": Reporter(lambda done: seen.append(plain.state_dict()))})
+    history = averaged.fit(TEXT, TEXT, epochs=4, average=2, checkpoint=tmp_path, **SGD)
+    taken = seen[2 * STEPS - 1 :]  # from the end of the second epoch on
+    for name, mean in averaged.state_dict().items():
+        values = np.array([weights[name] for weights in taken], np.float64)
+        assert np.abs(mean - values.mean(axis=0)).max() <= mean_error(values), name
+    for record, weights in ((history[1], seen[2 * STEPS - 1]), (history[3], averaged.state_dict())):
+        other = tiny()
+        other.build(TEXT)
+        other.load_state_dict(weights)
+        assert record["valid_loss"] == other.evaluate(TEXT, batch_size=4)["loss"]
+    assert weights_equal(LanguageModel.load(tmp_path), averaged)
+
+
+def triggers(losses, n=5):
+    """The epochs, from 1, at whose end the condition of Merity et al. holds, by its definition."""
+    return [t + 1 for t in range(len(losses)) if t > n and losses[t] > min(losses[: t - n])]
+
+
+def test_when_averaging_begins():
+    rng, options = np.random.default_rng(0), options_of(average="plateau")
+    chosen = [[], [3.0], [3, 2, 1, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2, 1], [1, 2, 2, 2, 2, 2, 1.5], list(range(9, 0, -1))]
+    found = 0
+    for losses in chosen + [list(rng.random(rng.integers(1, 20))) for _ in range(50)]:
+        got = [t for t in range(1, len(losses) + 1) if options.averages_from(t, losses[:t])]
+        assert got == triggers(losses)
+        found += len(got)
+    assert found > 50
+    assert not options_of().averages_from(7, [1, 2, 3, 4, 5, 6, 7])
+    assert [t for t in range(1, 9) if options_of(average=3).averages_from(t, [])] == [3]
+
+
+def test_average_by_plateau(tmp_path):
+    model, other, seen = tiny(), tiny(), []
+    report = scripted(model, Reporter(lambda done: seen.append(model.state_dict())))
+    model.fit(TEXT, TEXT, epochs=11, average="plateau", checkpoint=tmp_path, **SGD | report)
+    (begun, *_) = triggers(LOSSES)
+    assert begun == 8
+    other.fit(TEXT, epochs=11, average=begun, **SGD)
+    assert weights_equal(model, other)
+    assert weights_equal(model, LanguageModel.load(tmp_path))
+    # The best epoch is the ninth: of the mean of the weights since the eighth.
+    taken = seen[8 * STEPS - 1 : 9 * STEPS]
+    for name, mean in LanguageModel.load(tmp_path / "best").state_dict().items():
+        values = np.array([weights[name] for weights in taken], np.float64)
+        assert np.abs(mean - values.mean(axis=0)).max() <= mean_error(values), name
+
+
+@pytest.mark.parametrize("step", [11, 2 * STEPS, 2 * STEPS + 1, 3 * STEPS - 1, 3 * STEPS + 5])
+@pytest.mark.parametrize("stop", ["exception", "ctrl_c"])
+def test_an_averaged_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, step, stop):
+    options = SGD | {"average": 2, "epochs": 5}
+    whole, model = tiny(layers=2, dropout=0.2), tiny(layers=2, dropout=0.2)
+    expected = whole.fit(TEXT, TEXT[:150], **options)
+
+    def interrupt():
+        if stop == "exception":
+            raise KeyboardInterrupt
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXT, TEXT[:150], checkpoint=tmp_path, **options | {"progress": at(step, interrupt)})
+    loaded = LanguageModel.load(tmp_path)
+    if stop == "ctrl_c":  # the folder has what the model has
+        assert weights_equal(model, loaded)
+        assert model.evaluate(TEXT[:150], batch_size=4)["loss"] == model.history[-1]["valid_loss"]
+    for each in (model, loaded):
+        history = each.fit(TEXT, TEXT[:150], resume=True, **options)
+        assert weights_equal(each, whole)
+        assert history[-1]["valid_loss"] == expected[-1]["valid_loss"]
+        assert each.fit(TEXT, TEXT[:150], resume=True, **options) == history  # nothing is left to do
+        assert weights_equal(each, whole)
+    assert weights_equal(model, loaded)
+
+
+def test_resume_refuses_a_damaged_average():
+    model = tiny()
+    model.fit(TEXT, epochs=3, average=1, **SGD)
+    weights = model.state_dict()
+    model._training.arrays.pop("average.0.weight.mean")
+    with pytest.raises(ValueError, match=r"^LanguageModel\.fit: the training state is damaged: .*mean"):
+        model.fit(TEXT, epochs=4, average=1, resume=True, **SGD)
+    assert all(np.array_equal(weights[name], array) for name, array in model.state_dict().items())
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"schedule": "zaremba"}, {"schedule": "zaremba", "decay": 0.25}, "decay=0.5, got 0.25"),
+        ({"schedule": "zaremba"}, {"schedule": "zaremba", "decay_after": 6}, "decay_after=4, got 6"),
+        ({"average": 1}, {}, "average=1, got None"),
+        ({}, {"average": 1}, "average=None, got 1"),
+    ],
+)
+def test_resume_refuses_other_options(before, after, message):
+    model = tiny()
+    model.fit(TEXT, epochs=1, **SGD | before)
+    with pytest.raises(ValueError, match=rf"^LanguageModel\.fit: resume needs the same {message}"):
+        model.fit(TEXT, epochs=2, resume=True, **SGD | after)
+
+
+@pytest.mark.parametrize("options", [{"schedule": "plateau"}, {"average": "plateau"}, {"patience": 3}])
+@pytest.mark.parametrize("partial", [0.0, 9.0])
+@pytest.mark.parametrize("step", [3, 3 * STEPS + 1, 6 * STEPS + 7])
+def test_an_interrupted_epoch_decides_nothing(options, partial, step):
+    """The evaluation after Ctrl-C is none that the rate, averaging or the end of the run depend on."""
+    run = SGD | options | {"epochs": 11}
+    whole, model = tiny(), tiny()
+    expected = whole.fit(TEXT, TEXT, **run | scripted(whole, Reporter()))
+    assert len(expected) == (7 if "patience" in options else 11)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXT, TEXT, **run | scripted(model, at(step, ctrl_c), partial))
+    assert [record["steps"] for record in model.history] == [*range(STEPS, step, STEPS), step]
+    assert model.history[-1]["valid_loss"] == partial
+    model.fit(TEXT, TEXT, resume=True, **run | scripted(model, Reporter()))
+    assert weights_equal(model, whole)
+    times = ("seconds", "tokens_per_second")
+    seen = [[{**record, **dict.fromkeys(times)} for record in each.history] for each in (model, whole)]
+    seen[0].pop(step // STEPS)
+    assert seen[0] == seen[1]
+
+
+def test_a_state_of_the_first_versions_resumes():
+    """It has no averaging, no decay (a quarter at a plateau), and perhaps no rate after plateaus."""
+    run = SGD | {"schedule": "plateau"}
+    whole, model = tiny(), tiny()
+    history = whole.fit(TEXT, TEXT, epochs=4, **run | scripted(whole, Reporter()))
+    assert [record["lr"] for record in history] == [3.0, 3.0, 3.0, 0.75]
+    model.fit(TEXT, TEXT, epochs=2, **run | scripted(model, Reporter()))
+    data = model._training.data
+    for name in ("decay", "decay_after", "average"):
+        data["options"].pop(name)
+    for name in ("norms", "scale"):
+        data["progress"].pop(name)
+    run |= {"epochs": 4, "resume": True}
+    with pytest.raises(ValueError, match=r"resume needs the same decay=0\.25, got 0\.5"):
+        model.fit(TEXT, TEXT, **run, decay=0.5)
+    model.fit(TEXT, TEXT, **run | scripted(model, Reporter()))
+    assert weights_equal(model, whole)
+
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_fit import SGD, Reporter, TEXT, tiny
+
+def end(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+model, options, step = tiny(dropout=0.2), SGD | {{"epochs": 5, "average": 2}}, {step}
+if step:
+    options["progress"] = Reporter(lambda done: end() if done == step else None)
+else:  # in the middle of a checkpoint: its index is not there yet
+    def replace(source, target, real=os.replace):
+        if str(target).endswith("model.json") and len(model.history) == 4:
+            end()
+        real(source, target)
+    os.replace = replace
+model.fit(TEXT, TEXT, checkpoint={folder!r}, **options)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("step", [0, 2 * STEPS + 3])
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, step):
+    options = SGD | {"epochs": 5, "average": 2}
+    code = _KILLED.format(tests=str(Path(__file__).parent), step=step, folder=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole, model = tiny(dropout=0.2), LanguageModel.load(tmp_path)
+    assert len(model.history) == (2 if step else 3)
+    whole.fit(TEXT, TEXT, **options)
+    model.fit(TEXT, TEXT, resume=True, checkpoint=tmp_path, **options)
+    assert weights_equal(model, whole)
+    assert weights_equal(LanguageModel.load(tmp_path), whole)
+
+
+# -- early stopping ----------------------------------------------------------------------------------------------------
+
+
+def test_patience(tmp_path):
+    model, seen = tiny(), []
+    # Without a lower loss are: epoch 3; epochs 5 to 8; epochs 10 to 12.
+    for patience, epochs, last, best in ((2, 12, 6, 4), (3, 12, 7, 4), (4, 8, 8, 4), (5, 12, 12, 9)):
+        report = Reporter(lambda done: done % STEPS or seen.append(model.state_dict()))
+        run = SGD | {"epochs": epochs, "patience": patience, "checkpoint": tmp_path}
+        history = model.fit(TEXT, TEXT, **run | scripted(model, report), resume=bool(seen))
+        assert len(history) == last
+        stopped = [f"stopped: no lower loss on valid in {patience} epochs"] if patience < 5 else []
+        assert [message for message in report.messages if message.startswith("stopped")] == stopped
+        for folder, epoch in ((tmp_path, last), (tmp_path / "best", best)):
+            stored = LanguageModel.load(folder).state_dict()
+            assert all(np.array_equal(seen[epoch - 1][name], array) for name, array in stored.items())
+        silent = Reporter()
+        again = model.fit(TEXT, TEXT, **run | scripted(model, silent), resume=True)
+        assert again == history  # its patience is at an end already
+        assert silent.messages == []
+        assert all(np.array_equal(seen[last - 1][name], array) for name, array in model.state_dict().items())
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [None, 1])
+def test_samples_change_nothing(average):
+    plain, shown, report = tiny(dropout=0.2), tiny(dropout=0.2), Reporter()
+    run = SGD | {"epochs": 2, "average": average}
+    plain.fit(TEXT, TEXT, **run)
+    shown.fit(TEXT, TEXT, sample_every=4, **run | {"progress": report})
+    assert weights_equal(plain, shown)
+    assert plain.generate("he", 30) == shown.generate("he", 30)
+    samples = [message.split(" writes:\n") for message in report.messages if "writes" in message]
+    assert [title for title, _ in samples] == ["step 4", "step 8", "step 12", "step 16"]
+    assert all(len(text) == 101 and set(text[:-1]) <= set(TEXT) for _, text in samples)
+    # The last one is by the weights that evaluations and checkpoints have, too.
+    assert samples[-1][1] == shown.generate(max_new_tokens=100, temperature=0.8, seed=shown.seed) + "\n"
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_gradient_norms_and_the_share_of_clipped_steps():
+    model, norms = tiny(), []
+    model.build(TEXT)
+    compute = model.loss_and_grads
+
+    def watched(*args, **kwargs):
+        result = compute(*args, **kwargs)
+        norms.append(math.sqrt(sum(float((g.astype("d") ** 2).sum()) for group in model.grads for g in group.values())))
+        return result
+
+    model.loss_and_grads = watched
+    history = model.fit(TEXT, epochs=2, clip=0.4, **QUICK)
+    assert len(norms) == 2 * STEPS
+    for record, part in zip(history, (norms[:STEPS], norms[STEPS:]), strict=True):
+        assert record["grad_norm"] == pytest.approx(np.mean(part), rel=1e-12)
+        assert record["clipped"] == np.mean([norm > 0.4 for norm in part])
+    assert 0 < sum(record["clipped"] for record in history) < 2
+
+
+def test_csv_log(tmp_path):
+    model = tiny()
+    model.fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    history = model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, resume=True, **QUICK)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["valid_loss"] == ""
+    for row, record in zip(rows, history, strict=True):
+        assert {name: float(value) for name, value in row.items() if value} == record
+    assert set(rows[0]) == {
+        "epoch", "steps", "lr", "loss", "perplexity", "grad_norm", "clipped", "tokens_per_second", "seconds",
+        "valid_loss", "valid_perplexity",
+    }  # fmt: skip
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model, threads = tiny(), threading.active_count()
+    model.fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
+    history = model.fit(TEXT, TEXT, epochs=4, checkpoint=tmp_path, resume=True, **QUICK)
+    assert threading.active_count() == threads  # the writer's are gone
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(history[0]) - {"epoch", "steps"}
+    for name in events.Tags()["scalars"]:
+        got = [(event.step, event.value) for event in events.Scalars(name)]
+        assert got == [(record["steps"], np.float32(record[name])) for record in history]
+    assert len(os.listdir(tmp_path / "tensorboard")) == 2
+
+
+def test_tensorboard_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
+    tiny().fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    assert (tmp_path / "log.csv").exists()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+# -- runs that end early -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [3, STEPS, 2 * STEPS - 1])
+def test_ctrl_c_ends_with_an_evaluation_and_a_checkpoint(tmp_path, step):
+    whole, model = tiny(dropout=0.2), tiny(dropout=0.2)
+    whole.fit(TEXT, TEXT, epochs=3, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, **QUICK | {"progress": at(step, ctrl_c)})
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    loaded = LanguageModel.load(tmp_path)
+    assert loaded.history[-1]["steps"] == step
+    assert loaded.evaluate(TEXT, batch_size=4)["loss"] == loaded.history[-1]["valid_loss"]
+    loaded.fit(TEXT, TEXT, epochs=3, resume=True, **QUICK)
+    assert weights_equal(loaded, whole)
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXT, TEXT, **QUICK | {"progress": at(3, lambda: (ctrl_c(), ctrl_c()))})
+    assert model.history == []
+
+
+def poison(model):
+    model.parameters[0]["weight"][...] = np.nan
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
+    whole, model = tiny(), tiny()
+    whole.fit(TEXT, TEXT, epochs=4, **QUICK)
+    message = rf"step {2 * STEPS + 4} \(epoch 3\) has loss nan .*; the last good checkpoint is in {tmp_path}"
+    run = QUICK | {"epochs": 4, "checkpoint": tmp_path}
+    report = at(2 * STEPS + 3, lambda: poison(model))
+    with pytest.raises(FloatingPointError, match=rf"^LanguageModel\.fit: {message}$") as caught:
+        model.fit(TEXT, TEXT, **run | {"progress": report})
+    assert "\n" not in str(caught.value)
+    loaded = LanguageModel.load(tmp_path)
+    assert len(loaded.history) == 2
+    assert weights_equal(LanguageModel.load(tmp_path / "best"), loaded)
+    bad = LanguageModel.load(tmp_path)
+    poison(bad)
+    with pytest.raises(FloatingPointError, match="the last good checkpoint is in"):  # the one that it began with
+        bad.fit(TEXT, TEXT, resume=True, **run)
+    loaded.fit(TEXT, TEXT, resume=True, **run)
+    assert weights_equal(loaded, whole)
+
+
+@pytest.mark.parametrize("folder", [None, "."])
+def test_without_a_checkpoint_none_is_named(tmp_path, folder):
+    model = tiny()
+    run = QUICK | {"epochs": 2, "checkpoint": folder and tmp_path / folder}
+    with pytest.raises(FloatingPointError, match=r"step 3 .* has loss nan") as caught:
+        model.fit(TEXT, **run | {"progress": at(2, lambda: poison(model))})
+    assert "checkpoint" not in str(caught.value)
+
+
+def test_a_valid_loss_that_is_not_finite_is_no_result(tmp_path):
+    model = tiny()
+    message = rf"after step {2 * STEPS} \(epoch 2\) valid has loss nan: .*checkpoint is in {tmp_path}$"
+    report = at(2 * STEPS, lambda: poison(model))  # after the last step of the epoch
+    with pytest.raises(FloatingPointError, match=rf"^LanguageModel\.fit: {message}"):
+        model.fit(TEXT, TEXT, epochs=4, checkpoint=tmp_path, **QUICK | {"progress": report})
+    with pytest.raises(ValueError, match="resume needs a model with training state"):
+        model.fit(TEXT, TEXT, epochs=4, resume=True, **QUICK)
+    loaded = LanguageModel.load(tmp_path)
+    assert [record["epoch"] for record in loaded.history] == [1]
+    loaded.fit(TEXT, TEXT, epochs=2, resume=True, **QUICK)
+
+
+def test_perplexity_is_finite():
+    assert perplexity(1.5) == math.exp(1.5)
+    assert math.isfinite(perplexity(1e4))
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_tell_the_time_left(capsys, monkeypatch):
+    times = iter([100.0, 101.0, 103.0, 111.0, 112.0, 121.0, 126.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
+    lines = progress_module.Lines(interval=5.0)
+    lines.start(1000, "training")
+    for done in (400, 401, 410, 411, 430, 430):
+        lines.update(done, "x")
+    shown = capsys.readouterr().err.splitlines()
+    # A resumed run: 10 steps in 10 s, then 20 in 10 s, which count for 0.3 of the smoothed second for a step.
+    assert shown == [
+        "training: 410/1000 (41%)  x  ETA 0:09:50",
+        f"training: 430/1000 (43%)  x  ETA 0:08:{round(570 * 0.85) - 480:02}",
+        f"training: 430/1000 (43%)  x  ETA 0:08:{round(570 * 0.85) - 480:02}",
+    ]
+
+
+def test_lines_before_the_first_step_is_timed(capsys, monkeypatch):
+    times = iter([100.0, 106.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
+    lines = progress_module.Lines(interval=5.0)
+    lines.start(4, "training")
+    lines.update(1, "x")
+    assert capsys.readouterr().err == "training: 1/4 (25%)  x\n"
+
+
+# -- texts in files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint16"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_text_in_a_file_trains_as_in_memory(tmp_path, batch_size, dtype):
+    one, other = tiny(), tiny()
+    ids = one.build(TEXT).encode(TEXT)
+    other.build(TEXT)
+    ids.astype(dtype).tofile(tmp_path / "ids")
+    stored = np.memmap(tmp_path / "ids", dtype, "r")
+    options = options_of(batch_size=batch_size)
+    trainers = [Trainer(model, text, options, 2) for model, text in ((one, ids), (other, stored))]
+    for trainer in trainers:
+        while trainer.epoch < 2:
+            inputs, targets = trainer.batch()
+            for array in (inputs, targets):
+                assert array.dtype == np.int32
+                assert array.flags.c_contiguous
+                assert array.shape == (min(16, len(trainer.inputs) - trainer.position), batch_size)
+            start = trainer.position
+            assert inputs[0, 0] == ids[start]
+            assert targets[-1, -1] == ids[(batch_size - 1) * len(trainer.inputs) + start + len(targets)]
+            trainer.step(0.0)
+    assert weights_equal(one, other)
+    assert trainers[1]._text == [len(ids), zlib.crc32(ids.astype(dtype).tobytes())]
+
+
+def test_a_text_in_a_file_is_not_copied(tmp_path):
+    np.random.default_rng(0).integers(1, 5, 2**20, dtype=np.int32).tofile(tmp_path / "ids")
+    stored = np.memmap(tmp_path / "ids", np.int32, "r")
+    for part in streams(stored, 32):
+        assert np.shares_memory(part, stored)
+    model = tiny()
+    model.build(TEXT)
+    tracemalloc.start()
+    try:
+        trainer = Trainer(model, stored, options_of(batch_size=32), 1)
+        trainer.step(0.0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < stored.nbytes / 4
