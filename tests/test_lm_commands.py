@@ -13,7 +13,8 @@ import time
 import pytest
 
 from fastrnn.cli import main
-from fastrnn.models import LanguageModel, commands
+from fastrnn.models import LanguageModel
+from fastrnn.models.options import read_data
 
 VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
 SMALL = ["--hidden", "12", "--embedding", "6", "--batch-size", "4", "--bptt", "8", "--seed", "1"]
@@ -158,7 +159,7 @@ def test_plateau_and_the_best_model(data, tmp_path):
             rate /= 4
         best = min(best, row["valid_loss"])
     assert rate < 60.0
-    _, valid, _ = commands.read_data(data)
+    _, valid, _ = read_data(data)
     losses = {name: LanguageModel.load(out / name).evaluate(valid, batch_size=4)["loss"] for name in (".", "best")}
     assert losses["best"] == pytest.approx(best, rel=1e-6)
     assert losses["."] == pytest.approx(rows[-1]["valid_loss"], rel=1e-6)

@@ -15,6 +15,7 @@ from . import figures
 from .gradients import ClippingHistory, GradientFlow, GradientNorms, clipping_history, gradient_flow, gradient_norms
 from .inspection import Saturation, Unit, best_units, encode, gate_saturation, tokens_of, unit_heat_map, vocabulary_of
 from .kinds import load_best
+from .options import read_text
 from .predicates import PREDICATES
 
 if TYPE_CHECKING:
@@ -183,8 +184,6 @@ def _unit_lines(predicate: str, units: list[Unit]) -> Iterator[str]:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from .commands import read_text  # which imports this module
-
     model: Any = load_best(args.model)
     summary = inspect(
         model,

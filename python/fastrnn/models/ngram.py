@@ -67,7 +67,7 @@ class NgramModel:
     def __init__(self, order: int = 5, smoothing: str = "kneser_ney", *, k: float = 0.01, alpha: float = 0.4) -> None:
         where = "NgramModel"
         self.order = check_size(where, "order", order)
-        self.smoothing = check_choice(where, "smoothing", smoothing, _SMOOTHINGS)
+        self.smoothing = check_choice(where, "smoothing", smoothing, SMOOTHINGS)
         self.k = check_real(where, "k", k, above=True)
         self.alpha = check_probability(where, "alpha", alpha)
         if self.alpha == 0.0:
@@ -217,7 +217,7 @@ class NgramModel:
 
     def _smooth(self, level: _Level, contexts: np.ndarray, grams: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """Scores from those with a context shorter by one."""
-        return _SMOOTHINGS[self.smoothing](self, level, contexts, grams, lower)
+        return SMOOTHINGS[self.smoothing](self, level, contexts, grams, lower)
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _taken(values: np.ndarray, numbers: np.ndarray, otherwise: float) -> np.ndar
 
 
 _Smoothing = Callable[[NgramModel, _Level, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-_SMOOTHINGS: dict[str, _Smoothing] = {"add_k": _add_k, "stupid_backoff": _stupid_backoff, "kneser_ney": _kneser_ney}
+SMOOTHINGS: dict[str, _Smoothing] = {"add_k": _add_k, "stupid_backoff": _stupid_backoff, "kneser_ney": _kneser_ney}
 _STORED: dict[str, type[np.generic]] = {"keys": np.int64, "counts": np.int32}
 
 

@@ -1,0 +1,152 @@
+"""The ladder of language models, and ``fastrnn lm`` on each of its rungs."""
+
+import json
+import re
+
+import pytest
+
+from fastrnn.cli import main
+from fastrnn.models import NgramLanguageModel, WindowModel, kinds, ladder
+
+VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
+SMALL = ["--hidden", "8", "--embedding", "5", "--batch-size", "4", "--bptt", "8", "--seed", "1", "--epochs", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name, text in (("train", VERSE * 20), ("valid", VERSE[30:] * 2), ("test", "row your dream\n" * 4)):
+        (texts / f"{name}.txt").write_text(text, encoding="utf-8")
+    return texts
+
+
+def climb(data, *options):
+    return main(["lm", "ladder", "--data", str(data), *SMALL, *options])
+
+
+def test_all_rungs(folder, tmp_path, capsys):
+    out, figures = tmp_path / "out", tmp_path / "ladder.json"
+    assert climb(folder, "--order", "3", "--out", str(out), "--json", str(figures)) == 0
+    shown = capsys.readouterr().out
+    document = json.loads(figures.read_text())
+    names = ["1-gram", "3-gram add_k", "3-gram stupid_backoff", "3-gram kneser_ney", "window", "rnn", "gru", "lstm"]
+    assert [rung["name"] for rung in document["rungs"]] == names
+    for rung in document["rungs"]:
+        model = kinds.load_best(out / rung["name"].replace(" ", "-"))
+        assert (rung["parameters"], rung["bytes"]) == (model.num_parameters, model.nbytes)
+        assert re.search(rf"^{rung['name']} .* {model.num_parameters:,} ", shown, re.MULTILINE)
+        for part in ("valid", "test"):
+            expected = model.evaluate(folder / f"{part}.txt")["perplexity"] if model.normalized else None
+            assert rung[f"{part}_perplexity"] == expected
+        assert rung["tokens_per_second"] > 0
+        assert rung["seconds"] > 0
+    ngrams = kinds.load(out / "3-gram-kneser_ney").ngrams
+    ids = kinds.load(out / "lstm").vocabulary.encode((folder / "test.txt").read_text())
+    assert [order["entries"] for order in document["orders"]] == list(ngrams.entries)
+    assert [order["bytes"] for order in document["orders"]] == list(ngrams.nbytes)
+    assert [order["unseen"] for order in document["orders"]] == list(ngrams.unseen(ids))
+
+
+def test_what_is_done_stays_done(folder, tmp_path, capsys):
+    out, figures = tmp_path / "out", tmp_path / "ladder.json"
+    options = ["--models", "ngram,window", "--out", str(out)]
+    assert climb(folder, *options) == 0
+    first = capsys.readouterr().out
+    assert climb(folder, *options, "--json", str(figures)) == 0
+    assert capsys.readouterr().out == first
+    assert climb(folder, *options, "--epochs", "3") == 0
+    assert len(WindowModel.load(out / "window").history) == 3
+    assert climb(folder, *options, "--hidden", "9") == 2
+    assert "holds another model: WindowModel(" in capsys.readouterr().err
+
+
+def test_of_a_single_file_the_last_tenth_is_held_out(tmp_path, capsys):
+    path = tmp_path / "verse.txt"
+    path.write_text(VERSE * 20, encoding="utf-8")
+    assert climb(path, "--models", "ngram", "--order", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-5] for line in lines[1:4]] == ["-"] * 3  # no text to test on
+    assert [line.split()[0] for line in lines if line.endswith("%")] == ["1", "2"]
+
+
+def test_names_of_rungs():
+    assert ladder.names_of(["window", "ngram"], 2) == [
+        "window", "1-gram", "2-gram add_k", "2-gram stupid_backoff", "2-gram kneser_ney",
+    ]  # fmt: skip
+    model = ladder.make("2-gram add_k", {"level": "word", "order": 9, "smoothing": "kneser_ney", "k": 0.5, "hidden": 3})
+    assert isinstance(model, NgramLanguageModel)
+    assert (model.level, model.order, model.smoothing, model.k) == ("word", 2, "add_k", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "lstm,mgu"], "argument --models: must be some of ngram,window,rnn,gru,lstm, got 'lstm,mgu'"),
+        (["--smoothing", "laplace"], "argument --smoothing: invalid choice: 'laplace'"),
+        (["--json", "."], "Is a directory"),
+        (["--vocab-size", "5"], "vocab_size must be an integer >= 257, got 5"),
+        (["--data", "nothing"], "No such file or directory: 'nothing'"),
+    ],
+)
+def test_ladder_refuses(folder, capsys, options, message):
+    try:
+        status = climb(folder, "--models", "window", *options)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_train_eval_score_generate(kind, folder, tmp_path, capsys):
+    out = tmp_path / kind
+    assert (
+        main(["lm", "train", "--data", str(folder), "--out", str(out), "--model", kind, "--level", "word", *SMALL]) == 0
+    )
+    assert "test: loss" in capsys.readouterr().out
+    assert main(["lm", "eval", str(out), str(folder / "test.txt"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["perplexity"] == kinds.load_best(out).evaluate(folder / "test.txt")["perplexity"]
+    assert main(["lm", "score", str(out), str(folder / "test.txt")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == result["tokens"]
+    assert main(["lm", "generate", str(out), "--prompt", "row", "--tokens", "4", "--seed", "2"]) == 0
+    assert capsys.readouterr().out.startswith("row")
+    status = main(["lm", "inspect", str(out), str(folder / "train.txt"), "--steps", "5", "--training-steps", "0"])
+    captured = capsys.readouterr()
+    if kind in ("ngram", "window"):
+        assert status == 2
+        assert "recurrent" in captured.err
+        assert len(captured.err.splitlines()) == 1
+    else:
+        assert status == 0
+        assert (out / "inspection" / "unit.html").exists()
+
+
+def test_resume_is_for_models_of_weights(folder, tmp_path, capsys):
+    options = ["--data", str(folder), "--out", str(tmp_path / "m"), "--model", "ngram"]
+    assert main(["lm", "train", *options]) == 0
+    assert main(["lm", "train", *options, "--resume"]) == 2
+    assert "--resume is for models of weights" in capsys.readouterr().err
+
+
+def test_stupid_backoff_from_the_command_line(folder, tmp_path, capsys):
+    out = tmp_path / "m"
+    options = ["--model", "ngram", "--smoothing", "stupid_backoff", "--level", "word"]
+    assert main(["lm", "train", "--data", str(folder), "--out", str(out), *options]) == 0
+    assert "loss" not in capsys.readouterr().out
+    assert main(["lm", "eval", str(out), str(folder / "test.txt")]) == 2
+    assert "sum to no probability" in capsys.readouterr().err
+
+
+def test_bpe_from_the_command_line(folder, tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    out = tmp_path / "m"
+    options = ["--level", "bpe", "--vocab-size", "280", *SMALL]
+    assert main(["lm", "train", "--data", str(folder), "--out", str(out), *options]) == 0
+    assert ": 280 symbols" in capsys.readouterr().out
+    assert (out / "tokens" / "train.ids").exists()
+    assert main(["lm", "generate", str(out), "--prompt", "row r", "--tokens", "4", "--seed", "2"]) == 0
+    assert capsys.readouterr().out.startswith("row r")
