@@ -10,8 +10,8 @@ A README wants a table where it has the lines
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
 memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts; of lm/torch_baseline.py's:
-speed; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity. What stands between the two lines is replaced;
-tables of other files stay as they are.
+speed; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity; of lm/ladder.py's: rungs, orders; of
+lm/gradient_flow.py's: norms. What stands between the two lines is replaced; tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn.bench import report, shapes
+from fastrnn.models import ladder
 from fastrnn.output import as_markdown
 
 _PLACE = re.compile(r"^(<!-- table: (.+?) -->)$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
@@ -153,6 +154,26 @@ def make_ngram_tables(document: dict[str, Any]) -> dict[str, str]:
     return {"perplexity": as_markdown((header, lines))}
 
 
+def make_ladder_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/ladder.py has written."""
+    rungs = [ladder.Rung(**rung) for rung in document["rungs"]]
+    orders = [ladder.Order(**order) for order in document["orders"]]
+    return {"rungs": as_markdown(ladder.table(rungs)), "orders": as_markdown(ladder.orders_table(orders))}
+
+
+def make_flow_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/gradient_flow.py has written."""
+    steps = [step for step in (1, 10, 50, 100, 200) if step <= document["flow"]["steps"]]
+    header = ["model", "trained", *(f"{step} back" for step in steps)]
+    lines = [
+        [f"{name}, {state}", when, *(f"{row['norms'][state]['median'][0][step - 1]:.0e}" for step in steps)]
+        for name, result in document["results"].items()
+        for when, row in (("no", result["before"]), ("yes", result["after"]))
+        for state in row["norms"]
+    ]
+    return {"norms": as_markdown((header, lines))}
+
+
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     """The text with the tables of this file in their places.
 
@@ -184,6 +205,8 @@ _SCRIPTS = (
     ({"rows", "clip"}, make_baseline_tables),
     ({"recipe", "results"}, make_recipe_tables),
     ({"models", "vocabulary"}, make_ngram_tables),
+    ({"rungs", "orders"}, make_ladder_tables),
+    ({"results", "flow"}, make_flow_tables),
 )
 
 
