@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import cuda, functional, optim, reference
+from .clipping import clip_grad_norm
 from .config import check_environment, show_config
 from .layers import GRU, LSTM, RNN
-from .optim import clip_grad_norm
 from .threads import get_num_threads, release_memory, set_num_threads
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Optimizers and gradient clipping for dicts of NumPy arrays, or of CuPy's.
+"""Optimizers for dicts of NumPy arrays, or of CuPy's.
 
 Parameters and gradients are one dict or several (a list of dicts), such as ``layer.parameters`` and ``layer.grads``. An
 optimizer keeps the dicts, not the arrays: an entry that is replaced by another array of its shape and dtype takes part
@@ -10,129 +10,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core
-from .arrays import HOST, copy_of, is_cupys, on_device_of, place_of, type_name
+from .arrays import HOST, copy_of, on_device_of, place_of
 from .checks import check_flag, check_probability, check_real, check_size
-
-Arrays = Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
-
-
-def _as_groups(where: str, what: str, arrays: Arrays) -> list[Mapping[str, np.ndarray]]:
-    groups = [arrays] if isinstance(arrays, Mapping) else arrays
-    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
-        raise TypeError(
-            f"{where}: {what} must be a dict of arrays or a list of such dicts, got {type(arrays).__name__}"
-        )
-    return list(groups)
-
-
-def _label(what: str, groups: Sequence[Any], index: int, name: str) -> str:
-    return f"{what}[{name!r}]" if len(groups) == 1 else f"{what}[{index}][{name!r}]"
-
-
-def _check_array(where: str, label: str, array: Any, *, written: bool) -> None:
-    if not isinstance(array, np.ndarray) and not is_cupys(array):
-        raise TypeError(f"{where}: {label} must be a NumPy array, got {type_name(array)}")
-    if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
-        raise TypeError(f"{where}: {label} must have dtype float32 or float64, got {array.dtype.str}")
-    if written and not getattr(array.flags, "writeable", True):  # CuPy's always are
-        raise ValueError(f"{where}: {label} must be writeable, got a read-only array")
-
-
-def _by_dtype(arrays: Iterable[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Those of the CPU, C-contiguous, for a call of the kernels for each dtype."""
-    for dtype in ("float32", "float64"):
-        chosen = [HOST.contiguous(a) for a in arrays if isinstance(a, np.ndarray) and a.dtype.name == dtype]
-        if chosen:
-            yield dtype, chosen
-
-
-def _sum_of_squares(arrays: list[np.ndarray], divisor: float) -> float:
-    """Sum of (g / divisor)^2 over all arrays in float64; the order of the sum depends on the shapes alone."""
-    total = 0.0
-    for dtype, chosen in _by_dtype(arrays):
-        total += _core.sum_of_squares(dtype, chosen, divisor)
-    for array in arrays:
-        if not isinstance(array, np.ndarray):
-            with on_device_of(array):
-                wide = array.astype(np.float64) / divisor
-                total += float((wide * wide).sum())
-    return total
-
-
-def _multiply(arrays: list[np.ndarray], factor: float) -> None:
-    plain = [array for array in arrays if isinstance(array, np.ndarray) and HOST.contiguous(array) is array]
-    for dtype, chosen in _by_dtype(plain):
-        _core.multiply(dtype, chosen, factor)
-    done = set(map(id, plain))
-    for array in arrays:
-        if id(array) not in done:
-            with on_device_of(array):
-                np.multiply(array, factor, out=array)
-
-
-def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
-    """Scale all gradients together so that their global norm is at most ``max_norm``; return the norm before.
-
-    ``norm = sqrt(sum g^2)`` over every array of every dict; where it exceeds ``max_norm`` each array is multiplied in
-    place by ``max_norm / (norm + 1e-6)``, as ``torch.nn.utils.clip_grad_norm_`` does. The sum is kept in float64: no
-    float32 gradient, however large, overflows it.
-
-    A norm that is not finite is returned and, as in torch, still scales: an infinite norm makes finite entries 0 and
-    infinite ones NaN, a NaN norm makes everything NaN. Test the returned norm (``math.isfinite``) before the
-    optimizer's step.
-
-    Args:
-        grads: a dict of float32 or float64 arrays, or a list of such dicts. No array may appear twice. CuPy's are
-            waited for, as the norm is read back from the GPU.
-        max_norm: a number >= 0; ``math.inf`` only measures.
-
-    Raises:
-        TypeError: for anything but dicts of float32 and float64 arrays.
-        ValueError: for a negative or NaN ``max_norm``, or a read-only array.
-
-    Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013.
-
-    Example:
-        >>> import numpy as np, fastrnn
-        >>> grads = {"w": np.array([3.0, 4.0])}
-        >>> fastrnn.clip_grad_norm(grads, max_norm=1.0)
-        5.0
-        >>> grads["w"].round(6)
-        array([0.6, 0.8])
-    """
-    where = "clip_grad_norm"
-    if max_norm != math.inf:
-        max_norm = check_real(where, "max_norm", max_norm)
-    groups = _as_groups(where, "grads", grads)
-    arrays = []
-    for index, group in enumerate(groups):
-        for name, array in group.items():
-            _check_array(where, _label("grads", groups, index, name), array, written=True)
-            arrays.append(array)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = math.sqrt(_sum_of_squares(arrays, 1.0))
-        if norm == math.inf:
-            # Only float64 entries can get here while finite: their squares overflow, so divide by the largest first.
-            largest = max(_largest(array) for array in arrays if array.size)
-            if math.isfinite(largest):
-                norm = largest * math.sqrt(_sum_of_squares(arrays, largest))
-        if max_norm == math.inf:
-            return norm
-        scale = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else math.nan
-        if scale != 1.0:
-            _multiply(arrays, scale)
-    return norm
-
-
-def _largest(array: np.ndarray) -> float:
-    with on_device_of(array):
-        return float(np.abs(array).max())
+from .clipping import Arrays, as_groups, check_array, label_of
 
 
 class _Batch(NamedTuple):
@@ -156,13 +42,13 @@ class _Companion(ABC):
     _slots: tuple[str, ...] = ()
 
     def __init__(self, params: Arrays) -> None:
-        self._groups = _as_groups(self._name, "params", params)
+        self._groups = as_groups(self._name, "params", params)
         self._step = 0
         self._state: list[dict[str, dict[str, np.ndarray]]] = []
         seen: set[int] = set()
         for index, group in enumerate(self._groups):
             for name, param in group.items():
-                label = _label("params", self._groups, index, name)
+                label = label_of("params", self._groups, index, name)
                 self._check_param(label, param)
                 if id(param) in seen:
                     raise ValueError(f"{self._name}: {label} is an array that params already hold under another name")
@@ -175,7 +61,7 @@ class _Companion(ABC):
 
     def _advance(self, grads: Arrays, scale: float) -> None:
         """One step; everything is checked before the first array changes."""
-        work = list(self._pairs(_as_groups(self._name, "grads", grads)))
+        work = list(self._pairs(as_groups(self._name, "grads", grads)))
         self._step += 1
         for dtype in ("float32", "float64"):
             batch = _Batch(dtype, [], [], [[] for _ in self._slots])
@@ -216,7 +102,7 @@ class _Companion(ABC):
             got = sorted(map(str, arrays)) if isinstance(arrays, Mapping) else type(arrays).__name__
             raise ValueError(f"{self._name}: state['state'] must have the keys {sorted(slots)}, got {got}")
         for key, slot in slots.items():
-            _check_array(self._name, f"state['state'][{key!r}]", arrays[key], written=False)
+            check_array(self._name, f"state['state'][{key!r}]", arrays[key], written=False)
             self._check_like(f"state['state'][{key!r}]", arrays[key], slot)
         for key, slot in slots.items():
             with on_device_of(slot):
@@ -250,17 +136,17 @@ class _Companion(ABC):
                 raise ValueError(f"{self._name}: grads must have the names {sorted(state)}, got {sorted(given)}")
             for name, slots in state.items():
                 param, grad = params[name], given[name]
-                label = _label("params", grads, index, name)
+                label = label_of("params", grads, index, name)
                 self._check_param(label, param)
                 for slot in slots.values():
                     self._check_like(label, param, slot)
-                label = _label("grads", grads, index, name)
-                _check_array(self._name, label, grad, written=False)
+                label = label_of("grads", grads, index, name)
+                check_array(self._name, label, grad, written=False)
                 self._check_like(label, grad, param)
                 yield param, grad, slots
 
     def _check_param(self, label: str, param: Any) -> None:
-        _check_array(self._name, label, param, written=True)
+        check_array(self._name, label, param, written=True)
         if not param.flags.c_contiguous:
             raise ValueError(f"{self._name}: {label} must be C-contiguous, got strides {param.strides}")
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from .. import functional
 from ..checks import check_choice, check_real, check_size
-from ..optim import SGD, clip_grad_norm
+from ..clipping import clip_grad_norm
+from ..optim import SGD
 from .inspection import KERNELS, as_parts, as_state, encode, rounded
 from .training import streams
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..optim import Average, clip_grad_norm
+from ..clipping import clip_grad_norm
+from ..optim import Average
 from .logs import CSV, Log
 from .progress import Progress
 from .schedules import Options
