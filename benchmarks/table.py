@@ -10,8 +10,9 @@ A README wants a table where it has the lines
 
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
 memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts; of lm/torch_baseline.py's:
-speed; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity; of lm/ladder.py's: rungs, orders; of
-lm/gradient_flow.py's: norms. What stands between the two lines is replaced; tables of other files stay as they are.
+speed; of lm/step_profile.py's: shares; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity; of
+lm/ladder.py's: rungs, orders; of lm/gradient_flow.py's: norms. What stands between the two lines is replaced; tables of
+other files stay as they are.
 """
 
 from __future__ import annotations
@@ -98,13 +99,19 @@ def make_torch_tables(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _describe(shape: dict[str, Any]) -> str:
+    return (
+        f"{shape['layers']} x {shape['hidden']} {shape['cell'].upper()}, {shape['symbols']:,} symbols, "
+        f"batch {shape['batch']}, {shape['bptt']} steps, {shape['optimizer']}"
+    )
+
+
 def make_baseline_tables(document: dict[str, Any]) -> dict[str, str]:
     """The same for what lm/torch_baseline.py has written."""
     header = ["model", "fastrnn tokens/s", "torch tokens/s", "ratio", "largest difference of losses"]
     lines = [
         [
-            f"{row['layers']} x {row['hidden']} {row['cell'].upper()}, {row['symbols']:,} symbols, "
-            f"batch {row['batch']}, {row['bptt']} steps, {row['optimizer']}",
+            _describe(row),
             *(f"{row[peer]['tokens_per_second']:,} ± {row[peer]['spread']:.0%}" for peer in ("fastrnn", "torch")),
             f"{row['ratio']:.2f}",
             f"{row['loss_difference']:.0e}",
@@ -112,6 +119,13 @@ def make_baseline_tables(document: dict[str, Any]) -> dict[str, str]:
         for row in document["rows"].values()
     ]
     return {"speed": as_markdown((header, lines))}
+
+
+def make_profile_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what lm/step_profile.py has written."""
+    rows = list(document["profile"].values())
+    lines = [[_describe(row), *(f"{share:.1%}" for share in row["shares"].values())] for row in rows]
+    return {"shares": as_markdown((["model", *rows[0]["shares"]], lines))}
 
 
 def make_recipe_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -203,6 +217,7 @@ _SCRIPTS = (
     ({"microseconds"}, make_overhead_tables),
     ({"rows", "packed_batch"}, make_torch_tables),
     ({"rows", "clip"}, make_baseline_tables),
+    ({"profile"}, make_profile_tables),
     ({"recipe", "results"}, make_recipe_tables),
     ({"models", "vocabulary"}, make_ngram_tables),
     ({"rungs", "orders"}, make_ladder_tables),

@@ -506,6 +506,17 @@ def test_memory_tables(table):
     assert made["growth"] == "5.0, 2.5"
 
 
+def test_profile_tables(table):
+    shape = {"symbols": 33278, "cell": "gru", "hidden": 8, "layers": 2, "batch": 3, "bptt": 4, "optimizer": "sgd"}
+    rows = {name: shape | {"shares": {"loss": loss, "rest": 1 - loss}} for name, loss in (("a", 0.75), ("b", 0.5))}
+    assert table.make_profile_tables({"profile": rows})["shares"].splitlines() == [
+        "| model | loss | rest |",
+        "| --- | --- | --- |",
+        "| 2 x 8 GRU, 33,278 symbols, batch 3, 4 steps, sgd | 75.0% | 25.0% |",
+        "| 2 x 8 GRU, 33,278 symbols, batch 3, 4 steps, sgd | 50.0% | 50.0% |",
+    ]
+
+
 def test_tables_in_a_readme(table, made, monkeypatch, capsys, tmp_path):
     path, readme = tmp_path / "two.json", tmp_path / "README.md"
     output.write_json(path, made)

@@ -19,8 +19,7 @@ from recipes import RECIPES
 
 import fastrnn
 from fastrnn.bench import machine
-from fastrnn.models import NgramLanguageModel, ladder
-from fastrnn.models.kinds import KINDS
+from fastrnn.models import ladder
 from fastrnn.output import print_table
 
 RECIPE = RECIPES["wikitext2"]
@@ -30,31 +29,26 @@ OPTIONS = RECIPE.model | {"order": ORDER, "window": 4, "k": 0.001}
 RATES = {"window": 5.0, "rnn": 5.0, "gru": 5.0}
 
 
+def training(name: str) -> dict[str, Any]:
+    return RECIPE.training | {"lr": RATES.get(name, RECIPE.training["lr"])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(ladder.MODELS)} (default: all)")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if unknown := set(args.models) - set(KINDS):
+    if unknown := set(args.models) - set(ladder.MODELS):
         parser.error(f"no model {sorted(unknown)[0]!r}")
-    texts = RECIPE.texts(args.data)
-    rungs: list[ladder.Rung] = []
-    orders: list[ladder.Order] = []
-    for name in ladder.names_of(args.models or KINDS, ORDER):
-        training = RECIPE.training | {"lr": RATES.get(name, RECIPE.training["lr"])}
-        folder = args.out / name.replace(" ", "-")
-        model, rung = ladder.climb(
-            ladder.make(name, OPTIONS), name, texts["train"], texts["valid"], texts["test"], training, folder
-        )
-        rungs.append(rung)
-        if isinstance(model, NgramLanguageModel):
-            orders = ladder.orders(model, texts["test"])
+    names = ladder.names_of(args.models or ladder.MODELS, ORDER)
+    for rungs, orders in ladder.run(names, OPTIONS, **RECIPE.texts(args.data), training=training, out=args.out):
         if args.json:
             _write(args.json, ladder.document(rungs, orders))
     print_table("", ladder.table(rungs))
-    print_table("", ladder.orders_table(orders))
+    if orders:
+        print_table("", ladder.orders_table(orders))
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
     python benchmarks/lm/ngram_ladder.py --data DIR [--json FILE]
 
-DIR holds train.txt, valid.txt and test.txt. Words stand between spaces, the end of a line is the word <eos>, and the
-vocabulary is that of the training text. add_k takes the k that gives the valid text its lowest perplexity.
+--data is a folder with wikitext-2/{train,valid,test}.txt; benchmarks/README.md tells where these are from. Words stand
+between spaces, the end of a line is the word <eos>, and the vocabulary is that of the training text. add_k takes the k
+that gives the valid text its lowest perplexity.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(args)
 
-    paths = {name: options.data / f"{name}.txt" for name in ("train", "valid", "test")}
+    paths = {name: options.data / "wikitext-2" / f"{name}.txt" for name in ("train", "valid", "test")}
     texts = {name: words(path) for name, path in paths.items()}
     vocabulary = {word: i for i, word in enumerate(sorted(set(texts["train"])))}
     ids = {name: np.array([vocabulary[word] for word in text]) for name, text in texts.items()}

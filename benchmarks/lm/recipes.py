@@ -5,8 +5,8 @@
     python benchmarks/lm/recipes.py wikitext2-tied --data DIR --out DIR
 
 --data is a folder with tinyshakespeare/input.txt and wikitext-2/{train,valid,test}.txt; benchmarks/README.md tells
-where these are from. A run that was stopped goes on from --out. With --json FILE the figures are written there at the
-end.
+where these are from. A run that was stopped goes on from --out, but tinyshakespeare, which the clock takes part in,
+wants a folder of its own for each run. With --json FILE the figures are written there at the end.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ _WORDS = Recipe(
     "the word language model among PyTorch's examples, 6 epochs",
 )  # fmt: skip
 
+FINISHED = "finished"  # file in the folder of a run that ended by itself
+
 RECIPES = {
     "tinyshakespeare": Recipe(
         shakespeare,
@@ -75,10 +77,19 @@ RECIPES = {
 
 
 def run(recipe: Recipe, texts: dict[str, str], out: Path) -> dict[str, Any]:
-    model = LanguageModel.load(out) if (out / "model.json").exists() else LanguageModel(**recipe.model)
-    # A run against the clock is not taken up again: its rate follows the time.
-    if not (model.history and "seconds" in recipe.training):
+    model, timed, finished = LanguageModel(**recipe.model), "seconds" in recipe.training, out / FINISHED
+    if (out / "model.json").exists():
+        asked, model = model.config, LanguageModel.load(out)
+        if model.config != asked:
+            raise ValueError(f"{out} holds another model, {model!r}: remove it, or choose another --out")
+        if timed and not finished.exists():  # its rate follows the time
+            raise ValueError(
+                f"{out} holds a run against the clock that did not end by itself, which cannot be gone on with: "
+                "remove it, or choose another --out"
+            )
+    if not (timed and model.history):
         model.fit(texts["train"], texts["valid"], **recipe.training, checkpoint=out, resume=bool(model.history))
+        finished.touch()
     best = LanguageModel.load(out / "best")
     return {
         "model": model.config,
@@ -90,7 +101,7 @@ def run(recipe: Recipe, texts: dict[str, str], out: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--data", type=Path, required=True)
@@ -98,7 +109,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
-    figures = run(recipe, recipe.texts(args.data), args.out)
+    try:
+        figures = run(recipe, recipe.texts(args.data), args.out)
+    except (ValueError, OSError) as error:
+        print(f"recipes.py: {error}", file=sys.stderr)
+        return 2
     part, name, most = recipe.judged
     figures |= {
         "recipe": args.recipe,
@@ -113,7 +128,8 @@ def main() -> None:
     print(f"{part} {name} {figures['judged']['got']:.4f}, asked for at most {most}", file=sys.stderr)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

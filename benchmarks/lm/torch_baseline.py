@@ -1,11 +1,12 @@
 """Training speed of a language model beside the same model written plainly in PyTorch: tokens a second, same losses.
 
-    python benchmarks/lm/torch_baseline.py                      # all shapes; some minutes
-    python benchmarks/lm/torch_baseline.py words-200 --json FILE
+    python benchmarks/lm/torch_baseline.py --data DIR                      # all shapes; some minutes
+    python benchmarks/lm/torch_baseline.py words-200 --data DIR --json FILE
 
-Both models have the same weights, read the same batches and take turns, step by step. Without dropout their losses are
-the same but for rounding: the largest difference is printed. Times are medians of steps, with the interquartile range
-over the median.
+--data is a folder with wikitext-2/{train,valid,test}.txt for the shapes of words, and tinyshakespeare/input.txt for
+those of characters; benchmarks/README.md tells where these are from. Both models have the same weights, read the same
+batches and take turns, step by step. Without dropout their losses are the same but for rounding: the largest difference
+is printed. Times are medians of steps, with the interquartile range over the median.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipes import shakespeare, wikitext2
 
 import fastrnn
 from fastrnn.bench import machine
-from fastrnn.models import CharVocabulary, LanguageModel
-from fastrnn.models.training import Options, Trainer
+from fastrnn.models import LanguageModel
+from fastrnn.models.schedules import Options
+from fastrnn.models.training import Trainer
 
 
 @dataclass(frozen=True)
 class Shape:
-    symbols: int
+    level: str
+    symbols: int  # of the training text
     cell: str
     hidden: int
     layers: int
@@ -40,11 +44,12 @@ class Shape:
 
 
 SHAPES = {
-    "words-200": Shape(33278, "lstm", 200, 2, 20, 35, "sgd", 1.0, 1.5),
-    "words-650": Shape(33278, "lstm", 650, 2, 20, 35, "sgd", 1.0, 1.5),
-    "chars-lstm": Shape(66, "lstm", 512, 1, 32, 64, "adam", 2e-3, 1.25),
-    "chars-gru": Shape(66, "gru", 512, 1, 32, 64, "adam", 2e-3, 2.5),
+    "words-200": Shape("word", 33278, "lstm", 200, 2, 20, 35, "sgd", 1.0, 1.5),
+    "words-650": Shape("word", 33278, "lstm", 650, 2, 20, 35, "sgd", 1.0, 1.5),
+    "chars-lstm": Shape("char", 66, "lstm", 512, 1, 32, 64, "adam", 2e-3, 1.25),
+    "chars-gru": Shape("char", 66, "gru", 512, 1, 32, 64, "adam", 2e-3, 2.5),
 }
+TEXTS = {"word": wikitext2, "char": shakespeare}
 CLIP = 0.25
 
 
@@ -89,23 +94,29 @@ def quartiles(times: list[float]) -> dict[str, float]:
     return {"ms": round(median * 1e3, 3), "spread": round((high - low) / median, 3)}
 
 
-def measure(shape: Shape, seconds: float) -> dict[str, Any]:
-    model = LanguageModel(cell=shape.cell, embedding=shape.hidden, hidden=shape.hidden, layers=shape.layers, seed=0)
-    model._build(CharVocabulary(map(chr, range(0x100, 0x100 + shape.symbols - 1))))
-    per_step = shape.batch * shape.bptt
-    # Zipf's law, as words have it.
-    chances = 1.0 / np.arange(1, shape.symbols + 1)
-    rng = np.random.default_rng(0)
-    ids = rng.choice(shape.symbols, 200 * per_step + 1, p=chances / chances.sum()).astype(np.int32)
+def make_trainer(shape: Shape, data: Path, dropout: float = 0.0) -> Trainer:
+    """That of fastrnn, before its first step on the training text."""
+    size = {"embedding": shape.hidden, "hidden": shape.hidden, "layers": shape.layers}
+    model = LanguageModel(level=shape.level, cell=shape.cell, **size, dropout=dropout, seed=0)
+    text = TEXTS[shape.level](data)["train"]
+    vocabulary = model.build(text)
+    if len(vocabulary) != shape.symbols:
+        raise ValueError(f"the text in {data} must have {shape.symbols:,} symbols, got {len(vocabulary):,}")
     options = Options.checked(
-        "torch_baseline", shape.batch, shape.bptt, shape.optimizer, shape.lr, 0.0, 0.0, CLIP, "constant", 0
-    )
-    ours, theirs = Trainer(model, ids, options, epochs=10**6), TorchTrainer(shape, model.state_dict())
+        "make_trainer", batch_size=shape.batch, bptt=shape.bptt, optimizer=shape.optimizer, lr=shape.lr, momentum=0.0,
+        weight_decay=0.0, clip=CLIP, schedule="constant", warmup=0,
+    )  # fmt: skip
+    return Trainer(model, vocabulary.encode(text), options, epochs=10**6)
+
+
+def measure(shape: Shape, data: Path, seconds: float) -> dict[str, Any]:
+    ours = make_trainer(shape, data)
+    theirs = TorchTrainer(shape, ours.model.state_dict())
+    per_step = shape.batch * shape.bptt
     times: dict[str, list[float]] = {"fastrnn": [], "torch": []}
     worst, end = 0.0, perf_counter() + seconds
     while perf_counter() < end or len(times["torch"]) < 5:
-        part = slice(ours.position, ours.position + shape.bptt)
-        inputs, targets = ours.inputs[part], ours.targets[part]
+        inputs, targets = ours.batch()
         nats, start = ours.nats, perf_counter()
         ours.step(0.0)
         middle = perf_counter()
@@ -127,6 +138,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"some of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=30.0, help="for each shape")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -135,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(fastrnn.get_num_threads())
     rows = {}
     for name in args.shapes or SHAPES:
-        rows[name] = row = measure(SHAPES[name], args.seconds)
+        rows[name] = row = measure(SHAPES[name], args.data, args.seconds)
         print(
             f"{name:11} fastrnn {row['fastrnn']['tokens_per_second']:7,} tokens/s, torch "
             f"{row['torch']['tokens_per_second']:7,}: {row['ratio']:.2f} times (asked for {row['asked']}), "
