@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fastrnn.models import LanguageModel
 
-CELLS = ("rnn", "gru", "lstm")
-KERNELS = {"rnn": "rnn_tanh", "gru": "gru", "lstm": "lstm"}
+#: Every kind of layer: the cell by its name in the reference, and options of the model.
+KERNELS = {
+    "rnn": ("rnn_tanh", {"cell": "rnn"}),
+    "rnn_relu": ("rnn_relu", {"cell": "rnn_relu"}),
+    "gru": ("gru", {"cell": "gru"}),
+    "lstm": ("lstm", {"cell": "lstm"}),
+    "lstm with projection": ("lstm", {"cell": "lstm", "proj_size": 3}),
+}
+kernels = pytest.mark.parametrize(("kernel", "options"), KERNELS.values(), ids=KERNELS)
 PROSE = 'He said "no" (twice).\nThen, on 3 May, "WHY NOT?" (she asked (him)).\n\n' * 12
 
 

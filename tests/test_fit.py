@@ -1,50 +1,26 @@
-"""LanguageModel.fit: averaging, early stopping, samples, logs, interrupted and failed runs, texts in files."""
+"""LanguageModel.fit: averaging, early stopping, samples, interrupted and failed runs."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import threading
-import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastrnn.models import LanguageModel
-from fastrnn.models import progress as progress_module
-from fastrnn.models.schedules import Options
-from fastrnn.models.training import Trainer, perplexity, streams
-from tiny_model import QUICK, TEXT, tiny, weights_equal
+import fastrnn
+from fastrnn import output
+from fastrnn.models import LanguageModel, kinds
+from fastrnn.models.text_model import perplexity
+from tiny_model import QUICK, SGD, STEPS, TEXT, Reporter, options_of, poison, tiny, weights_equal
 
-STEPS = 8  # of an epoch of TEXT with QUICK
-SGD = QUICK | {"optimizer": "sgd", "lr": 3.0, "momentum": 0.5}
 LOSSES = [5.0, 4.0, 4.5, 3.0, 3.5, 3.5, 3.5, 4.5, 2.0, 2.5, 2.5, 2.5]  # of scripted evaluations
-
-
-class Reporter:
-    """Keeps the messages, and calls ``after`` with the number of each step."""
-
-    def __init__(self, after=lambda step: None):
-        self.messages, self.done, self._after = [], 0, after
-
-    def start(self, total, title):
-        pass
-
-    def update(self, done, figures):
-        self.done = done
-        self._after(done)
-
-    def message(self, text):
-        self.messages.append(text)
-
-    def close(self):
-        pass
 
 
 def at(step, act):
@@ -64,11 +40,6 @@ def scripted(model, report, partial=None):
 
     model._mean_nats = mean_nats
     return {"progress": report}
-
-
-def options_of(**options) -> Options:
-    given = {"momentum": 0.0, "weight_decay": 0.0, "clip": 1.0, "schedule": "constant", "warmup": 0}
-    return Options.checked("t", **given | {"batch_size": 4, "bptt": 16, "optimizer": "sgd", "lr": None} | options)
 
 
 # -- averaging ---------------------------------------------------------------------------------------------------------
@@ -203,7 +174,6 @@ def test_an_interrupted_epoch_decides_nothing(options, partial, step):
     assert weights_equal(model, whole)
     times = ("seconds", "tokens_per_second")
     seen = [[{**record, **dict.fromkeys(times)} for record in each.history] for each in (model, whole)]
-    seen[0].pop(step // STEPS)
     assert seen[0] == seen[1]
 
 
@@ -262,6 +232,87 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, step):
     assert weights_equal(LanguageModel.load(tmp_path), whole)
 
 
+_CUT_OFF = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_fit import SGD, Reporter, TEXT, scripted, tiny
+
+model, left = tiny(dropout=0.2), {calls}
+def replace(source, target, real=os.replace):
+    global left
+    if model.history and model.history[-1]["epoch"] == 4:
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+    real(source, target)
+os.replace = replace
+model.fit(TEXT, TEXT, epochs=5, checkpoint={folder!r}, **SGD | scripted(model, Reporter()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("calls", range(6))
+def test_a_run_killed_between_two_files_keeps_its_best_model(tmp_path, calls):
+    """The fourth epoch has the lowest loss: its end replaces weights and index of best, the same and the training
+    state of the checkpoint, and the log."""
+    code = _CUT_OFF.format(tests=str(Path(__file__).parent), calls=calls, folder=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    model, whole, seen = LanguageModel.load(tmp_path), tiny(dropout=0.2), []
+    assert len(model.history) == (4 if calls == 5 else 3)
+    report = Reporter(lambda done: seen.append(whole.state_dict()))
+    whole.fit(TEXT, TEXT, epochs=5, **SGD | scripted(whole, report))
+    model.fit(TEXT, TEXT, epochs=5, resume=True, checkpoint=tmp_path, **SGD | scripted(model, Reporter()))
+    assert weights_equal(model, whole)
+    best = kinds.load_best(tmp_path)
+    assert [record["epoch"] for record in best.history] == [1, 2, 3, 4]
+    for name, array in best.state_dict().items():
+        assert np.array_equal(array, seen[4 * STEPS - 1][name])
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5"]
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_the_best_model_may_be_one_within_an_epoch(tmp_path):
+    model = tiny()
+    run = SGD | {"checkpoint": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXT, TEXT, epochs=8, **run | scripted(model, at(4 * STEPS + 3, ctrl_c), partial=2.5))
+    best = LanguageModel.load(tmp_path / "best")
+    assert weights_equal(best, model)
+    model = LanguageModel.load(tmp_path)
+    model.fit(TEXT, TEXT, epochs=8, resume=True, **run | scripted(model, Reporter()))
+    assert min(record["valid_loss"] for record in model.history) == 3.0  # the part's record is gone
+    assert weights_equal(LanguageModel.load(tmp_path / "best"), best)
+    model.fit(TEXT, TEXT, epochs=9, resume=True, **run | scripted(model, Reporter()))
+    assert weights_equal(LanguageModel.load(tmp_path / "best"), model)  # 2.0
+
+
+def test_a_resume_without_the_lowest_loss_finds_it_in_the_history(tmp_path):
+    model = tiny()
+    model.fit(TEXT, TEXT, epochs=4, checkpoint=tmp_path, **SGD | scripted(model, Reporter()))
+    best = LanguageModel.load(tmp_path / "best")
+    for name in ("best", "threads"):
+        model._training.data.pop(name)
+    model.fit(TEXT, TEXT, epochs=6, resume=True, checkpoint=tmp_path, **SGD | scripted(model, Reporter()))
+    assert weights_equal(LanguageModel.load(tmp_path / "best"), best)
+
+
+def test_another_number_of_threads_is_told():
+    model, before = tiny(), fastrnn.get_num_threads()
+    same, other = Reporter(), Reporter()
+    try:
+        fastrnn.set_num_threads(1)
+        model.fit(TEXT, epochs=1, **QUICK)
+        model.fit(TEXT, epochs=2, resume=True, **QUICK | {"progress": same})
+        fastrnn.set_num_threads(2)
+        model.fit(TEXT, epochs=3, resume=True, **QUICK | {"progress": other})
+    finally:
+        fastrnn.set_num_threads(before)
+    assert not [message for message in same.messages if "threads" in message]
+    assert other.messages[0] == "the run had 1 threads, now 2: its numbers may differ by rounding"
+
+
 # -- early stopping ----------------------------------------------------------------------------------------------------
 
 
@@ -303,67 +354,6 @@ def test_samples_change_nothing(average):
     assert samples[-1][1] == shown.generate(max_new_tokens=100, temperature=0.8, seed=shown.seed) + "\n"
 
 
-# -- logs --------------------------------------------------------------------------------------------------------------
-
-
-def test_gradient_norms_and_the_share_of_clipped_steps():
-    model, norms = tiny(), []
-    model.build(TEXT)
-    compute = model.loss_and_grads
-
-    def watched(*args, **kwargs):
-        result = compute(*args, **kwargs)
-        norms.append(math.sqrt(sum(float((g.astype("d") ** 2).sum()) for group in model.grads for g in group.values())))
-        return result
-
-    model.loss_and_grads = watched
-    history = model.fit(TEXT, epochs=2, clip=0.4, **QUICK)
-    assert len(norms) == 2 * STEPS
-    for record, part in zip(history, (norms[:STEPS], norms[STEPS:]), strict=True):
-        assert record["grad_norm"] == pytest.approx(np.mean(part), rel=1e-12)
-        assert record["clipped"] == np.mean([norm > 0.4 for norm in part])
-    assert 0 < sum(record["clipped"] for record in history) < 2
-
-
-def test_csv_log(tmp_path):
-    model = tiny()
-    model.fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
-    history = model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, resume=True, **QUICK)
-    with (tmp_path / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert rows[0]["valid_loss"] == ""
-    for row, record in zip(rows, history, strict=True):
-        assert {name: float(value) for name, value in row.items() if value} == record
-    assert set(rows[0]) == {
-        "epoch", "steps", "lr", "loss", "perplexity", "grad_norm", "clipped", "tokens_per_second", "seconds",
-        "valid_loss", "valid_perplexity",
-    }  # fmt: skip
-
-
-def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    model, threads = tiny(), threading.active_count()
-    model.fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
-    history = model.fit(TEXT, TEXT, epochs=4, checkpoint=tmp_path, resume=True, **QUICK)
-    assert threading.active_count() == threads  # the writer's are gone
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == set(history[0]) - {"epoch", "steps"}
-    for name in events.Tags()["scalars"]:
-        got = [(event.step, event.value) for event in events.Scalars(name)]
-        assert got == [(record["steps"], np.float32(record[name])) for record in history]
-    assert len(os.listdir(tmp_path / "tensorboard")) == 2
-
-
-def test_tensorboard_may_be_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
-    tiny().fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
-    assert (tmp_path / "log.csv").exists()
-    assert not (tmp_path / "tensorboard").exists()
-
-
 # -- runs that end early -----------------------------------------------------------------------------------------------
 
 
@@ -377,8 +367,11 @@ def test_ctrl_c_ends_with_an_evaluation_and_a_checkpoint(tmp_path, step):
     loaded = LanguageModel.load(tmp_path)
     assert loaded.history[-1]["steps"] == step
     assert loaded.evaluate(TEXT, batch_size=4)["loss"] == loaded.history[-1]["valid_loss"]
-    loaded.fit(TEXT, TEXT, epochs=3, resume=True, **QUICK)
+    history = loaded.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, resume=True, **QUICK)
     assert weights_equal(loaded, whole)
+    assert [record["steps"] for record in history] == [STEPS, 2 * STEPS, 3 * STEPS]  # no part counts twice
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [float(row["seconds"]) for row in csv.DictReader(file)] == [record["seconds"] for record in history]
 
 
 def test_a_second_ctrl_c_acts_at_once():
@@ -386,10 +379,6 @@ def test_a_second_ctrl_c_acts_at_once():
     with pytest.raises(KeyboardInterrupt):
         model.fit(TEXT, TEXT, **QUICK | {"progress": at(3, lambda: (ctrl_c(), ctrl_c()))})
     assert model.history == []
-
-
-def poison(model):
-    model.parameters[0]["weight"][...] = np.nan
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
@@ -437,76 +426,16 @@ def test_a_valid_loss_that_is_not_finite_is_no_result(tmp_path):
 def test_perplexity_is_finite():
     assert perplexity(1.5) == math.exp(1.5)
     assert math.isfinite(perplexity(1e4))
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------
-
-
-def test_lines_tell_the_time_left(capsys, monkeypatch):
-    times = iter([100.0, 101.0, 103.0, 111.0, 112.0, 121.0, 126.0])
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
-    lines = progress_module.Lines(interval=5.0)
-    lines.start(1000, "training")
-    for done in (400, 401, 410, 411, 430, 430):
-        lines.update(done, "x")
-    shown = capsys.readouterr().err.splitlines()
-    # A resumed run: 10 steps in 10 s, then 20 in 10 s, which count for 0.3 of the smoothed second for a step.
-    assert shown == [
-        "training: 410/1000 (41%)  x  ETA 0:09:50",
-        f"training: 430/1000 (43%)  x  ETA 0:08:{round(570 * 0.85) - 480:02}",
-        f"training: 430/1000 (43%)  x  ETA 0:08:{round(570 * 0.85) - 480:02}",
-    ]
-
-
-def test_lines_before_the_first_step_is_timed(capsys, monkeypatch):
-    times = iter([100.0, 106.0])
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
-    lines = progress_module.Lines(interval=5.0)
-    lines.start(4, "training")
-    lines.update(1, "x")
-    assert capsys.readouterr().err == "training: 1/4 (25%)  x\n"
-
-
-# -- texts in files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["int32", "uint16"])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_text_in_a_file_trains_as_in_memory(tmp_path, batch_size, dtype):
-    one, other = tiny(), tiny()
-    ids = one.build(TEXT).encode(TEXT)
-    other.build(TEXT)
-    ids.astype(dtype).tofile(tmp_path / "ids")
-    stored = np.memmap(tmp_path / "ids", dtype, "r")
-    options = options_of(batch_size=batch_size)
-    trainers = [Trainer(model, text, options, 2) for model, text in ((one, ids), (other, stored))]
-    for trainer in trainers:
-        while trainer.epoch < 2:
-            inputs, targets = trainer.batch()
-            for array in (inputs, targets):
-                assert array.dtype == np.int32
-                assert array.flags.c_contiguous
-                assert array.shape == (min(16, len(trainer.inputs) - trainer.position), batch_size)
-            start = trainer.position
-            assert inputs[0, 0] == ids[start]
-            assert targets[-1, -1] == ids[(batch_size - 1) * len(trainer.inputs) + start + len(targets)]
-            trainer.step(0.0)
-    assert weights_equal(one, other)
-    assert trainers[1]._text == [len(ids), zlib.crc32(ids.astype(dtype).tobytes())]
-
-
-def test_a_text_in_a_file_is_not_copied(tmp_path):
-    np.random.default_rng(0).integers(1, 5, 2**20, dtype=np.int32).tofile(tmp_path / "ids")
-    stored = np.memmap(tmp_path / "ids", np.int32, "r")
-    for part in streams(stored, 32):
-        assert np.shares_memory(part, stored)
     model = tiny()
     model.build(TEXT)
-    tracemalloc.start()
-    try:
-        trainer = Trainer(model, stored, options_of(batch_size=32), 1)
-        trainer.step(0.0)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < stored.nbytes / 4
+    model._mean_nats = lambda ids, batch_size: 1e4
+    json.dumps(model.evaluate(TEXT), allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_no_json_file_holds_what_json_has_not(tmp_path, value):
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        output.write_json(path, {"perplexity": value})
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["old"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
 import itertools
 import math
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrnn.models import LanguageModel, decoding, text_model
+from fastrnn.models import LanguageModel, decoding
 from fastrnn.models.decoding import RepetitionPenalty, Sampler, log_softmax
 from fastrnn.models.text_model import TextModel
 from fastrnn.models.vocabulary import VOCABULARIES
@@ -386,9 +385,3 @@ def test_refuses_streams_of(trained):
         trained.generate(stream=1)
     with pytest.raises(RuntimeError, match="the model has no vocabulary yet: call fit"):
         tiny().generate("text", stream=True)
-
-
-def test_example():
-    failed, attempted = doctest.testmod(text_model)
-    assert attempted > 0
-    assert failed == 0

@@ -14,7 +14,7 @@ from fastrnn import cli
 from fastrnn.models import LanguageModel, figures, gradients, inspection
 from fastrnn.models.inspect_command import add_inspect, inspect
 from fastrnn.models.window_model import WindowModel
-from inspected import CELLS, PROSE, built
+from inspected import PROSE, built
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def test_colours_of_the_page():
 
 def test_figures_show_the_numbers():
     pytest.importorskip("matplotlib")
-    models = {cell.upper(): built(cell=cell, layers=2) for cell in CELLS}
+    models = {cell.upper(): built(cell=cell, layers=2) for cell in ("rnn", "gru", "lstm")}
     flows = {name: gradients.gradient_flow(model, PROSE, 8) for name, model in models.items()}
     figure = figures.gradient_flow_figure(flows)
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -113,8 +113,13 @@ def test_figures_show_the_numbers():
     figure.canvas.draw()  # a lone dollar is no formula
 
 
-def test_figures_name_what_they_need(monkeypatch, tmp_path):
+@pytest.fixture
+def without_figures(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_figures_name_what_they_need(tmp_path):
     flow = gradients.gradient_flow(built(), PROSE, 3)
     with pytest.raises(RuntimeError, match=r"figures need matplotlib: pip install 'fastrnn\[plot\]'"):
         figures.gradient_flow_figure({"LSTM": flow})
@@ -166,9 +171,14 @@ def test_command(saved, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"inspection.json", "unit.html", *(f"{name}.png" for name in names)}
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
     data = json.loads((out / "inspection.json").read_text(), parse_constant=not_a_number)
-    assert data["gradient_flow"] == gradients.gradient_flow(model, PROSE, 30).to_dict()
+    assert data["models"] == {"LSTM": model.config}
+    assert data["gradient_flow"] == {"LSTM": gradients.gradient_flow(model, PROSE, 30).to_dict()}
     assert data["gate_saturation"] == [gate.to_dict() for gate in inspection.gate_saturation(model, PROSE[:150])]
-    assert [each["clip"] for each in data["gradient_norms"]] == [None, 1.0]
+    free, clipped = data["gradient_norms"]["LSTM"]
+    assert data["lr"] == 1.0
+    assert clipped["clip"] == pytest.approx(min(free["norms"][0], np.median(free["norms"])) / 2, rel=1e-4)
+    assert free["norms"][0] == clipped["norms"][0]
+    assert free["norms"][1:] != clipped["norms"][1:]
     units = inspection.best_units(model, PROSE[:150], "inside_quotes")
     assert data["units"] == [vars(each) for each in units]
     assert (data["heat_map"]["layer"], data["heat_map"]["unit"]) == (units[0].layer, units[0].unit)
@@ -176,7 +186,9 @@ def test_command(saved, tmp_path, capsys):
     for part in (
         f"{units[0].correlation:+.3f}",
         "Units that follow inside_quotes",
-        "layer  state",
+        "model  layer  state",
+        "SGD at a rate of 1:",
+        "Clipped to half the median norm of the run without clipping, or half its first norm if that is less",
         "Clipped steps",
         "30",
     ):
@@ -189,14 +201,82 @@ def test_command_shows_the_unit_that_is_asked_for(saved, tmp_path):
     data = json.loads((tmp_path / "inspection.json").read_text())
     assert (data["heat_map"]["layer"], data["heat_map"]["unit"]) == (0, 4)
     assert {each["layer"] for each in data["units"]} == {0}
-    assert data["gradient_norms"] == []
+    assert data["gradient_norms"] == {}
     assert Page((tmp_path / "unit.html").read_text()).text == PROSE[:40]
     assert not (tmp_path / "gradient-norms.png").exists()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_command_takes_rate_and_clip(saved, tmp_path, capsys):
+    options = ("--steps", 5, "--training-steps", 4, "--lr", 0.5, "--clip", 0.01)
+    run(saved / "model", saved / "text.txt", "--out", tmp_path, *options)
+    data, model = json.loads((tmp_path / "inspection.json").read_text()), LanguageModel.load(saved / "model")
+    want = [gradients.gradient_norms(model, PROSE, 4, lr=0.5, clip=clip).to_dict() for clip in (None, 0.01)]
+    assert data["gradient_norms"] == {"LSTM": want}
+    shown = capsys.readouterr().out
+    assert "SGD at a rate of 0.5:" in shown
+    assert "half the median" not in shown
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_clipping_stops_what_explodes(tmp_path):
+    model = built(cell="rnn_relu", dtype="float32", seed=0, hidden=16)
+    model.recurrent.parameters["weight_hh_l0"] *= 1.5
+    summary = inspect(model, PROSE, tmp_path, steps=5, lr=30.0)
+    free, clipped = json.loads((tmp_path / "inspection.json").read_text())["gradient_norms"]["ReLU RNN"]
+    assert free["diverged"]
+    assert "diverged\n" in summary
+    assert max(free["norms"]) > 1e3 * max(clipped["norms"])
+    assert not clipped["diverged"]
+    assert len(clipped["norms"]) == 20
+    assert clipped["clip"] < clipped["norms"][0] == free["norms"][0]
+
+
+def test_models_side_by_side(saved, tmp_path, capsys, monkeypatch):
+    models = {
+        "a/gru": built(PROSE + "more symbols", cell="gru", hidden=7),
+        "a/lstm": built(level="word", layers=2, hidden=6, proj_size=3),
+        "b/lstm": built(),
+        "b/relu": built(cell="rnn_relu"),
+    }
+    for name, model in models.items():
+        model.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    options = ("--out", "out", "--steps", 9, "--training-steps", 3)
+    run(saved / "model", saved / "text.txt", *options, "--beside", "a/gru", "a/lstm", "b/lstm", "--beside", "b/relu")
+    data = json.loads((tmp_path / "out" / "inspection.json").read_text(), parse_constant=not_a_number)
+    labels = ["LSTM (model)", "GRU", "LSTM (a/lstm)", "LSTM (b/lstm)", "ReLU RNN"]
+    for part in ("models", "gradient_flow", "gradient_norms"):
+        assert list(data[part]) == labels
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    states = [4, 1, 4, 2, 1]  # of all layers
+    for label, model, count in zip(labels[1:], models.values(), states[1:], strict=True):
+        assert data["models"][label] == model.config
+        assert data["gradient_flow"][label] == gradients.gradient_flow(model, PROSE, 9).to_dict()
+        free, clipped = data["gradient_norms"][label]
+        assert free == gradients.gradient_norms(model, PROSE, 3).to_dict()
+        assert clipped["clip"] == pytest.approx(min(free["norms"][0], np.median(free["norms"])) / 2, rel=1e-4)
+        assert rows.count(label) == count + 2
+    first = LanguageModel.load(saved / "model")
+    assert data["gate_saturation"] == [gate.to_dict() for gate in inspection.gate_saturation(first, PROSE)]
+
+
+@pytest.mark.parametrize(("bias", "norms", "shown"), [((-3e38, 3e38), [], "diverged"), ((0.0, 1e3), [0.0, 0.0], "0")])
+def test_runs_that_no_clip_can_be_taken_from(tmp_path, bias, norms, shown):
+    model = built("ab", dtype="float32")
+    model.output.parameters["bias"][1:] = bias
+    text = "ab" * 30 if not norms else "b" * 60  # impossible, or certain
+    summary = inspect(model, text, tmp_path, steps=5, training_steps=2)
+    (run,) = json.loads((tmp_path / "inspection.json").read_text())["gradient_norms"]["LSTM"]
+    assert run["norms"] == norms
+    assert f"{shown}\n" in summary
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--lr", 0), "inspect: lr must be a finite number > 0, got 0"),
+        (("--clip", "nan"), "inspect: clip must be a finite number > 0, got nan"),
         (("--unit", 5), "inspect: unit must be an integer from 0 to 4, got 5"),
         (("--layer", 2), "layer must be an integer from -2 to 1, got 2"),
         (("--steps", len(PROSE)), f"text must have at least {len(PROSE) + 1} characters, got {len(PROSE)}"),
@@ -214,5 +294,20 @@ def test_command_refuses_a_model_without_a_recurrent_layer(saved, tmp_path):
     model = WindowModel(level="char", window=2, embedding=3, hidden=4, seed=1)
     model.build(PROSE)
     model.save(tmp_path / "window")
-    with pytest.raises(ValueError, match="inspect: model must have a recurrent layer; WindowModel has no recurrent"):
-        run(tmp_path / "window", saved / "text.txt")
+    for folders in ([tmp_path / "window"], [saved / "model", "--beside", tmp_path / "window"]):
+        with pytest.raises(ValueError, match="window: model must have a recurrent layer; WindowModel has no recurrent"):
+            run(folders[0], saved / "text.txt", *folders[1:])
+    with pytest.raises(ValueError, match="inspect: model must have a recurrent layer; WindowModel"):
+        inspect(built(), PROSE, tmp_path / "out", beside={"window": model})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_models_beside_need_labels_of_their_own(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"--beside must name other models than DIR, each once, got .*model again"):
+        run(saved / "model", saved / "text.txt", "--beside", saved / "model")
+    with pytest.raises(ValueError, match="inspect: beside must have other labels than that of the model, got 'LSTM'"):
+        inspect(built(), PROSE, tmp_path / "out", beside={"LSTM": built()})
+    inspect(built(), PROSE, tmp_path / "out", steps=3, training_steps=0, label="one", beside={"LSTM": built()})
+    data = json.loads((tmp_path / "out" / "inspection.json").read_text())
+    assert list(data["gradient_flow"]) == ["one", "LSTM"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,28 +11,30 @@ import pytest
 from fastrnn import reference
 from fastrnn.models import LanguageModel, NgramModel, gradients, inspection, predicates
 from fastrnn.models.inspect_command import inspect
-from fastrnn.models.vocabulary import BpeVocabulary
-from inspected import CELLS, KERNELS, PROSE, built
+from inspected import PROSE, built, kernels
 
 # -- activations -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_activations_and_saturation_against_a_plain_loop(cell, dtype):
-    model = built(cell=cell, layers=2, dtype=dtype)
-    for array in model.recurrent.parameters.values():
-        array *= 4.0  # so that some gates saturate
+@kernels
+def test_activations_and_saturation_against_a_plain_loop(kernel, options, dtype):
+    model = built(layers=2, dtype=dtype, **options)
+    cell = model.cell
+    if cell != "rnn_relu":  # whose states would grow without bound
+        for array in model.recurrent.parameters.values():
+            array *= 4.0  # so that some gates saturate
     ids = model.vocabulary.encode(PROSE)
     assert len(ids) > 600  # more than two chunks
     x = model.embed.parameters["weight"][ids[:, None]]
-    _, _, tape = reference.forward(KERNELS[cell], x, model.recurrent.parameters, num_layers=2)
-    names = {"rnn": ("h",), "gru": ("r", "z", "n"), "lstm": ("i", "f", "g", "o")}[cell]
+    _, _, tape = reference.forward(kernel, x, model.recurrent.parameters, num_layers=2, proj_size=model.proj_size)
+    names = {"gru": ("r", "z", "n"), "lstm": ("i", "f", "g", "o")}.get(cell, ("h",))
     close = {"rtol": 0, "atol": 1e-10 if dtype == "float64" else 1e-4}  # the states' rounding, over a stable recurrence
     gates = {(gate.layer, gate.name): gate for gate in inspection.gate_saturation(model, PROSE)}
     assert list(gates) == [(layer, name) for layer in range(2) for name in names]
-    for layer, (_, _, steps) in enumerate(tape.scans):
-        want = {"h": np.stack([step.cell_output[0] for step in steps])}
+    for layer, (_, weights, steps) in enumerate(tape.scans):
+        h = np.stack([step.cell_output[0] for step in steps])
+        want = {"h": h if weights.w_hr is None else h @ weights.w_hr.T}
         for place, name in enumerate(names):
             want[name] = np.stack([step.saved[place][0] for step in steps])
         if cell == "lstm":
@@ -46,37 +47,17 @@ def test_activations_and_saturation_against_a_plain_loop(cell, dtype):
             np.testing.assert_allclose(got, values, **close, err_msg=name)
         for name in names:
             values, gate = inspection.activations(model, PROSE, layer, of=name), gates[layer, name]
-            low = -0.9 if name in ("g", "n", "h") else 0.1
-            assert gate.thresholds == (low, 0.9)
+            low, high = (-0.9 if name in ("g", "n", "h") else 0.1), 0.9
+            if cell == "rnn_relu":
+                low = high = 0.0
+                assert (gate.low + gate.high).tolist() == pytest.approx([1.0] * 5)
+            assert gate.thresholds == (low, high)
             for unit in range(5):
-                assert gate.low[unit] == sum(value < low for value in values[:, unit]) / len(ids)
-                assert gate.high[unit] == sum(value > 0.9 for value in values[:, unit]) / len(ids)
+                assert gate.low[unit] == sum(value <= low for value in values[:, unit]) / len(ids)
+                assert gate.high[unit] == sum(value > high for value in values[:, unit]) / len(ids)
     y, _ = model.recurrent(x)
     np.testing.assert_allclose(inspection.activations(model, PROSE), y[:, 0], **close)
     assert sum(gate.high.sum() + gate.low.sum() for gate in gates.values()) > 0
-
-
-def test_tokens_of_words_and_characters():
-    for text in ("a bb\n\n  c\t d \nx", "\r\na\x0b\x1cb\u2028c\x85", "\n", "one"):
-        words, letters = built(text, level="word").vocabulary, built(text).vocabulary
-        assert inspection.tokens_of(letters, text) == list(text)
-        tokens = inspection.tokens_of(words, text)
-        assert "".join(tokens) == re.sub(r"[^\S\n]+\Z", "", text)
-        assert len(tokens) == len(words.encode(text))
-        assert [token.strip() for token in tokens if token.strip()] == text.split()
-    assert inspection.tokens_of(built("ab").vocabulary, "zab") == ["z", "a", "b"]
-
-
-def test_tokens_of_bytes():
-    pytest.importorskip("tokenizers")
-    text = "a snowman \u2603 and \u00e9\u00e9, a snowman \U0001f600\n"
-    vocabulary = BpeVocabulary.of_text("a snowman a snowman", size=265)
-    tokens = inspection.tokens_of(vocabulary, text)
-    assert "".join(tokens) == text
-    assert len(tokens) == len(vocabulary.encode(text)) > 20
-    assert "" in tokens  # the first bytes of a character
-    assert max(map(len, tokens)) > 1
-    assert predicates.line_position(tokens).shape == (len(tokens),)
 
 
 def test_predicates():
@@ -90,6 +71,8 @@ def test_predicates():
     assert marks(predicates.upper_case, "aBÉ1") == "0110"
     assert marks(predicates.digit, "a1 ") == "010"
     assert marks(predicates.space, "a \n") == "011"
+    parts = ["a", "", "é", "\n", "", ""]  # the first bytes of a character are an empty token
+    assert predicates.line_position(parts).tolist() == [1, 1, 2, 0, 0, 0]
     words = ["He", ' "no', ' way"', " (x", " y)", "\n"]
     assert predicates.inside_quotes(words).tolist() == [False, True, False, False, False, False]
     assert predicates.inside_parentheses(words).tolist() == [False, False, False, True, False, False]
@@ -111,20 +94,25 @@ def test_best_units_finds_the_planted_one(sign):
     assert first.correlation == pytest.approx(sign, abs=1e-3)
 
 
-@pytest.mark.parametrize("of", ["h", "c"])
-def test_correlations_of_all_units(of):
-    model = built(layers=2)
+@pytest.mark.parametrize(("of", "proj_size", "size"), [("h", 0, 5), ("c", 0, 5), ("h", 3, 3), ("c", 3, 5), ("i", 3, 5)])
+def test_correlations_of_all_units(of, proj_size, size):
+    model = built(layers=2, proj_size=proj_size)
     for name in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
-        model.recurrent.parameters[name][10 + 2] = 0.0  # g = 0: unit 2 never moves
+        model.recurrent.parameters[name][10 + 2] = 0.0  # g = 0: c of unit 2 never moves
+    if proj_size:
+        model.recurrent.parameters["weight_hr_l1"][2] = 0.0
+    still = [] if of == "i" else [(1, 2)]
     wanted = np.random.default_rng(0).standard_normal(len(PROSE))
-    units = inspection.best_units(model, PROSE, lambda tokens: wanted, of=of, top=10)
-    assert len(units) == 10
+    units = inspection.best_units(model, PROSE, lambda tokens: wanted, of=of, top=99)
+    assert sorted((each.layer, each.unit) for each in units) == [(i, j) for i in range(2) for j in range(size)]
     for each in units:
         values = inspection.activations(model, PROSE, each.layer, of)[:, each.unit]
-        want = 0.0 if (each.layer, each.unit) == (1, 2) else np.corrcoef(values, wanted)[0, 1]
+        want = 0.0 if (each.layer, each.unit) in still else np.corrcoef(values, wanted)[0, 1]
         assert each.correlation == pytest.approx(want, abs=1e-10)
     sizes = [abs(each.correlation) for each in units]
     assert sizes == sorted(sizes, reverse=True)
+    with pytest.raises(ValueError, match=f"unit must be an integer from 0 to {size - 1}, got {size}"):
+        inspection.unit_heat_map(model, PROSE, size, of=of)
     only = inspection.best_units(model, PROSE, lambda tokens: wanted, -1, of=of, top=99)
     assert only == [each for each in units if each.layer == 1]
 

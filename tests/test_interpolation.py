@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
-import json
 import math
 import shutil
 
@@ -17,6 +15,7 @@ from errors import params, raised
 from fastrnn.models import LanguageModel, interpolation, kinds
 from fastrnn.models.interpolation import Interpolation
 from fastrnn.models.ngram_language_model import NgramLanguageModel
+from model_files import edit
 from tiny_model import TEXT, tiny, tiny_trained
 
 HELD_OUT = "how well are you? hello, hello, well, are you world? you are well. " * 5
@@ -248,9 +247,7 @@ def test_a_save_that_fails_leaves_the_old_one(mixture, parts, tmp_path, monkeypa
 )
 def test_damaged_files(mixture, tmp_path, change, message):
     mixture.save(tmp_path)
-    index = tmp_path / "model.json"
-    data = json.loads(index.read_text())
-    index.write_text(json.dumps(data | change))
+    edit(tmp_path, lambda data: data.update(change))
     with pytest.raises(ValueError, match=rf"^Interpolation\.load: .* is damaged: .*{message}"):
         Interpolation.load(tmp_path)
 
@@ -397,9 +394,3 @@ def test_weights_that_are_not_finite_are_not_hidden(parts):
         with pytest.raises(FloatingPointError, match=r"^Interpolation\.generate: .* not finite"):
             model.generate("he", 3)
     assert model.weights == [0.5, 0.5]
-
-
-def test_example():
-    failed, attempted = doctest.testmod(interpolation)
-    assert attempted > 0
-    assert failed == 0

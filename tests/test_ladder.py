@@ -9,7 +9,9 @@ from fastrnn.cli import main
 from fastrnn.models import NgramLanguageModel, WindowModel, kinds, ladder
 
 VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
-SMALL = ["--hidden", "8", "--embedding", "5", "--batch-size", "4", "--bptt", "8", "--seed", "1", "--epochs", "2"]
+SIZES = ["--hidden", "8", "--embedding", "5"]
+TRAINING = ["--batch-size", "4", "--bptt", "8", "--epochs", "2"]
+SMALL = [*SIZES, *TRAINING, "--seed", "1"]
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_what_is_done_stays_done(folder, tmp_path, capsys):
 def test_of_a_single_file_the_last_tenth_is_held_out(tmp_path, capsys):
     path = tmp_path / "verse.txt"
     path.write_text(VERSE * 20, encoding="utf-8")
-    assert climb(path, "--models", "ngram", "--order", "2") == 0
+    assert main(["lm", "ladder", "--data", str(path), "--models", "ngram", "--order", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-5] for line in lines[1:4]] == ["-"] * 3  # no text to test on
     assert [line.split()[0] for line in lines if line.endswith("%")] == ["1", "2"]
@@ -74,6 +76,7 @@ def test_names_of_rungs():
     assert ladder.names_of(["window", "ngram"], 2) == [
         "window", "1-gram", "2-gram add_k", "2-gram stupid_backoff", "2-gram kneser_ney",
     ]  # fmt: skip
+    assert ladder.names_of(["ngram"], 1) == ["1-gram add_k", "1-gram stupid_backoff", "1-gram kneser_ney"]
     model = ladder.make("2-gram add_k", {"level": "word", "order": 9, "smoothing": "kneser_ney", "k": 0.5, "hidden": 3})
     assert isinstance(model, NgramLanguageModel)
     assert (model.level, model.order, model.smoothing, model.k) == ("word", 2, "add_k", 0.5)
@@ -82,11 +85,15 @@ def test_names_of_rungs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "lstm,mgu"], "argument --models: must be some of ngram,window,rnn,gru,lstm, got 'lstm,mgu'"),
+        (
+            ["--models", "lstm,mgu"],
+            "argument --models: must be some of ngram,window,rnn,rnn_relu,gru,lstm, got 'lstm,mgu'",
+        ),
         (["--smoothing", "laplace"], "argument --smoothing: invalid choice: 'laplace'"),
         (["--json", "."], "Is a directory"),
         (["--vocab-size", "5"], "vocab_size must be an integer >= 257, got 5"),
         (["--data", "nothing"], "No such file or directory: 'nothing'"),
+        (["--layers", "2"], "--layers is not for --models window"),
     ],
 )
 def test_ladder_refuses(folder, capsys, options, message):
@@ -103,9 +110,8 @@ def test_ladder_refuses(folder, capsys, options, message):
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_train_eval_score_generate(kind, folder, tmp_path, capsys):
     out = tmp_path / kind
-    assert (
-        main(["lm", "train", "--data", str(folder), "--out", str(out), "--model", kind, "--level", "word", *SMALL]) == 0
-    )
+    options = [*(["--order", "3"] if kind == "ngram" else [*SIZES, *TRAINING]), "--level", "word", "--seed", "1"]
+    assert main(["lm", "train", "--data", str(folder), "--out", str(out), "--model", kind, *options]) == 0
     assert "test: loss" in capsys.readouterr().out
     assert main(["lm", "eval", str(out), str(folder / "test.txt"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -136,7 +142,7 @@ def test_stupid_backoff_from_the_command_line(folder, tmp_path, capsys):
     out = tmp_path / "m"
     options = ["--model", "ngram", "--smoothing", "stupid_backoff", "--level", "word"]
     assert main(["lm", "train", "--data", str(folder), "--out", str(out), *options]) == 0
-    assert "loss" not in capsys.readouterr().out
+    assert "no perplexity: the scores of stupid_backoff sum to no probability" in capsys.readouterr().out
     assert main(["lm", "eval", str(out), str(folder / "test.txt")]) == 2
     assert "sum to no probability" in capsys.readouterr().err
 
@@ -150,3 +156,68 @@ def test_bpe_from_the_command_line(folder, tmp_path, capsys):
     assert (out / "tokens" / "train.ids").exists()
     assert main(["lm", "generate", str(out), "--prompt", "row r", "--tokens", "4", "--seed", "2"]) == 0
     assert capsys.readouterr().out.startswith("row r")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "window", "--tie"], "--tie is not for --model window"),
+        (["--model", "lstm", "--order", "2"], "--order is not for --model lstm"),
+        (["--model", "ngram", "--hidden", "9"], "--hidden is not for --model ngram"),
+        (["--model", "ngram", "--epochs", "9"], "--epochs is not for --model ngram"),
+        (["--model", "gru", "--proj-size", "4"], "proj_size is for cell='lstm', got proj_size=4 and cell='gru'"),
+    ],
+)
+def test_options_of_other_models_are_refused(folder, tmp_path, capsys, options, message):
+    assert main(["lm", "train", "--data", str(folder), "--out", str(tmp_path / "m"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resume_takes_the_options_of_the_run(folder, tmp_path, capsys):
+    out = tmp_path / "m"
+    options = ["lm", "train", "--data", str(folder), "--out", str(out)]
+    assert main([*options, *SMALL, "--schedule", "zaremba", "--decay-after", "1", "--clip", "0"]) == 0
+    assert main([*options, "--resume", "--epochs", "3"]) == 0
+    model = kinds.load(out)
+    assert [record["lr"] for record in model.history] == [2e-3, 1e-3, 5e-4]
+    assert model._training.data["options"]["clip"] is None
+    capsys.readouterr()
+    for more, message in (
+        (["--hidden", "99"], "holds another model: --hidden must be 8, got 99"),
+        (["--model", "gru"], "holds another model: --model must be lstm, got gru"),
+        (["--level", "word"], "holds another model: --level must be char, got word"),
+        (["--order", "2"], "holds another model: --order must be left out, got 2"),
+        (["--batch-size", "5"], "resume needs the same batch_size=4, got 5"),
+    ):
+        assert main([*options, "--resume", *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_default_size_of_tied_vectors(folder, tmp_path, capsys):
+    options = ["--data", str(folder), "--out", str(tmp_path / "m"), "--tie", "--hidden", "12", "--epochs", "1"]
+    assert main(["lm", "train", *options]) == 0
+    assert "embedding=12, hidden=12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "ladder"])
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_a_bad_text_is_told_before_anything_is_done(command, part, folder, tmp_path, capsys):
+    (folder / f"{part}.txt").write_bytes(b"abc " * 400_000 + b"\xff")
+    assert main(["lm", command, "--data", str(folder), "--out", str(tmp_path / "m"), *SMALL]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith(f"{part}.txt is not UTF-8 text: byte 1600000 is 0xff; convert it to UTF-8\n")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_ladder_measures_the_best_weights(folder, tmp_path):
+    """With or without a folder: at this rate the loss on valid rises again."""
+    figures = []
+    for i, options in enumerate(([], ["--out", str(tmp_path / "out")])):
+        path = tmp_path / f"{i}.json"
+        more = ["--models", "lstm", "--optimizer", "sgd", "--lr", "60", "--epochs", "4", "--json", str(path)]
+        assert climb(folder, *more, *options) == 0
+        figures.append(json.loads(path.read_text())["rungs"][0]["valid_perplexity"])
+    assert figures[0] == figures[1]
+    losses = [record["valid_loss"] for record in kinds.load(tmp_path / "out" / "lstm").history]
+    assert losses.index(min(losses)) < len(losses) - 1

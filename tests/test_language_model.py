@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.models import CharVocabulary, LanguageModel
+from fastrnn.models import CharVocabulary, LanguageModel, run
 from fastrnn.models.nn import Dropout, Embedding, Output
-from fastrnn.models.training import Options, Trainer, streams
+from fastrnn.models.schedules import Options
+from fastrnn.models.training import Trainer, streams
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 
 
@@ -33,6 +36,8 @@ def trained() -> LanguageModel:
         {"cell": "rnn"},
         {"cell": "lstm", "layers": 2, "dropout": 0.3},
         {"cell": "gru", "tie": True, "embedding": 5, "hidden": 5, "dropout": 0.2},
+        {"cell": "rnn_relu", "layers": 2, "dropout": (0.1, 0.2, 0.4)},
+        {"cell": "lstm", "layers": 2, "proj_size": 3, "embedding": 3, "tie": True},
     ],
     ids=str,
 )
@@ -201,7 +206,7 @@ def test_state_is_carried_over():
 def test_schedules():
     model = tiny()
     model.build(TEXT)
-    base = Options.checked("t", 4, 16, "adam", 0.1, 0.0, 0.0, 1.0, "constant", 4)
+    base = Options.checked("t", batch_size=4, bptt=16, lr=0.1, warmup=4)
     trainer = Trainer(model, model.vocabulary.encode(TEXT), base, epochs=2)
     rates = []
     for _ in range(6):
@@ -225,11 +230,13 @@ def test_zaremba_decay(options, rates):
     assert [record["lr"] for record in history] == pytest.approx([0.3 * rate for rate in rates], rel=1e-14)
 
 
-def test_stops_when_time_is_up():
+def test_stops_when_time_is_up(monkeypatch):
+    """On a clock of its own, by which a look at it takes a second."""
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
     model = tiny()
-    history = model.fit(TEXT, TEXT, epochs=100_000, seconds=0.2, schedule="cosine", **QUICK)
-    assert history[-1]["steps"] < 100_000
-    assert history[-1]["lr"] < 0.004
+    history = model.fit(TEXT, TEXT, epochs=100_000, seconds=21, schedule="cosine", **QUICK)
+    assert history[-1]["steps"] == 11  # two looks a step, from the second 1 on
+    assert history[-1]["lr"] == pytest.approx(0.01 * (1 + math.cos(math.pi * 21 / 21)), abs=1e-12)
     assert "valid_loss" in history[-1]
 
 
@@ -346,7 +353,7 @@ def test_vocabulary():
     ("options", "kind", "message"),
     [
         ({"level": "sound"}, ValueError, "level must be one of 'char', 'word', 'bpe', got 'sound'"),
-        ({"cell": "mgu"}, ValueError, "cell must be one of 'lstm', 'gru', 'rnn', got 'mgu'"),
+        ({"cell": "mgu"}, ValueError, "cell must be one of 'lstm', 'gru', 'rnn', 'rnn_relu', got 'mgu'"),
         ({"embedding": 0}, ValueError, "embedding must be an integer >= 1, got 0"),
         ({"hidden": 1.5}, TypeError, "hidden must be an integer >= 1, got 1.5"),
         ({"layers": True}, TypeError, "layers must be an integer >= 1, got True"),
@@ -356,6 +363,15 @@ def test_vocabulary():
         ({"tie": True}, ValueError, "tie needs embedding == hidden, got embedding=6 and hidden=12"),
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
         ({"seed": "x"}, TypeError, "seed must be an integer >= 0, got 'x'"),
+        ({"bidirectional": True}, ValueError, "bidirectional must be False, got True: the reverse direction has read"),
+        ({"dropout": (0.1, 0.2)}, ValueError, "dropout must be one number or three, got 2"),
+        ({"dropout": [0.1, 2, 0]}, ValueError, r"dropout\[1\] must be a number between 0 and 1, got 2"),
+        ({"proj_size": 4, "cell": "rnn"}, ValueError, "proj_size is for cell='lstm', got proj_size=4 and cell='rnn'"),
+        (
+            {"proj_size": 4, "tie": True},
+            ValueError,
+            "tie needs embedding == proj_size, got embedding=6 and proj_size=4",
+        ),
         ({"dtype": "float16"}, ValueError, "dtype must be one of 'float32', 'float64', got 'float16'"),
     ],
 )
@@ -387,8 +403,8 @@ def test_constructor_leaves_sizes_to_the_layer():
     ("options", "kind", "message"),
     [
         ({"train": 3}, TypeError, "train must be a str or the path of a file, got int"),
-        ({"train": "abc"}, ValueError, "train must have at least 5 characters, got 3"),
-        ({"train": ""}, ValueError, "train must have at least 5 characters, got 0"),
+        ({"train": "abc"}, ValueError, r"train must have at least 5 characters \(batch_size \+ 1\), got 3"),
+        ({"train": ""}, ValueError, r"train must have at least 5 characters \(batch_size \+ 1\), got 0"),
         ({"valid": "a"}, ValueError, "valid must have at least 2 characters, got 1"),
         ({"epochs": 0}, ValueError, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),

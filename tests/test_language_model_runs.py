@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn.models import LanguageModel, safetensors
+from fastrnn.models import LanguageModel, checkpoint, safetensors
 from fastrnn.models import progress as progress_module
-from fastrnn.models.training import Options, Trainer
+from fastrnn.models.schedules import Options
+from fastrnn.models.training import Trainer
+from model_files import edit
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 
 
@@ -61,7 +63,7 @@ def test_resume_is_exact(tmp_path, optimizer):
 
 def test_resume_within_an_epoch_is_exact(tmp_path):
     def trainer(model):
-        options = Options.checked("t", 4, 16, "adam", None, 0.0, 0.0, 1.0, "constant", 0)
+        options = Options.checked("t", batch_size=4, bptt=16)
         return Trainer(model, model.vocabulary.encode(TEXT), options, epochs=2)
 
     for cell in ("lstm", "gru"):
@@ -171,7 +173,14 @@ def test_save_and_load_to_the_bit(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"tie": True, "embedding": 12}, {"cell": "gru", "dtype": "float64"}, {"cell": "rnn"}]
+    "options",
+    [
+        {"tie": True, "embedding": 12},
+        {"cell": "gru", "dtype": "float64"},
+        {"cell": "rnn"},
+        {"cell": "rnn_relu", "dropout": (0.1, 0, 0.2)},
+        {"proj_size": 5, "layers": 2},
+    ],
 )
 def test_save_and_load_every_kind(tmp_path, options):
     model = tiny(**options)
@@ -249,13 +258,6 @@ def test_a_full_disk_leaves_the_old_model(trained, tmp_path, monkeypatch):
     assert len(os.listdir(folder)) == 3
 
 
-def edit(folder, change):
-    path = folder / "model.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 def set_at(*keys):
     *path, last, value = keys
 
@@ -276,6 +278,9 @@ def save_version_1(folder, model, arrays):
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     edit(folder, set_at("files", "weights", {"name": archive.name, "sha256": digest}))
     edit(folder, set_at("version", 1))
+    data = json.loads((folder / "model.json").read_text())
+    del data["sha256"]
+    (folder / "model.json").write_text(json.dumps(data))
 
 
 def test_version_1_is_read_and_replaced(trained, tmp_path):
@@ -313,6 +318,11 @@ def test_version_1_is_read_and_replaced(trained, tmp_path):
         (set_at("vocabulary", "symbols", "abc"), "must have shape"),
         (set_at("vocabulary", {}), "vocabulary must have a level"),
         (set_at("history", 3), "history must be a list"),
+        (set_at("history", 0, 3), "history must be a list"),
+        (set_at("history", 1, "epoch", 2.0), "history must have records of epochs and their losses, got {'epoch': 2.0"),
+        (lambda data: data["history"][0].pop("epoch"), "history must have records of epochs and their losses"),
+        (set_at("history", 0, "loss", "1.5"), "history must have records of epochs and their losses"),
+        (set_at("history", 3, "valid_loss", None), "history must have records of epochs and their losses"),
     ],
 )
 def test_load_refuses_a_changed_index(trained, tmp_path, change, message):
@@ -324,10 +334,58 @@ def test_load_refuses_a_changed_index(trained, tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_load_refuses_an_index_that_is_not_as_it_was_written(trained, tmp_path):
+    trained.save(tmp_path)
+    index = tmp_path / "model.json"
+    data = json.loads(index.read_text())
+    index.write_text(json.dumps(data, sort_keys=True))  # the same in another layout
+    assert weights_equal(LanguageModel.load(tmp_path), trained)
+    for change in (
+        set_at("config", "seed", 4),
+        set_at("training", "progress", "steps", 31),
+        set_at("history", []),
+        set_at("sha256", "0" * 64),
+    ):
+        changed = json.loads(json.dumps(data))
+        change(changed)
+        index.write_text(json.dumps(changed))
+        message = r"^LanguageModel\.load: .*model\.json is damaged: truncated, or changed by hand$"
+        with pytest.raises(ValueError, match=message):
+            LanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["model.json", "log.csv", "any.ids"])
+def test_what_a_killed_process_left_goes_with_the_next_write(trained, tmp_path, target):
+    left, other = tmp_path / f".writing-{target}", tmp_path / ".writing-mine"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"half")
+    if target == "model.json":
+        trained.save(tmp_path)
+        assert weights_equal(LanguageModel.load(tmp_path), trained)
+    else:
+        checkpoint.replace_file(tmp_path / target, lambda file: file.write(b"whole"))
+        assert (tmp_path / target).read_bytes() == b"whole"
+    assert not left.exists()
+    assert other.exists()  # of another file, which is perhaps being written now
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda data: data["training"].pop("rng"),
+        set_at("training", 3),
+        set_at("training", "text", []),
+        set_at("training", "best", -1.0),
+        set_at("training", "progress", "position", -16),
+        set_at("training", "progress", "position", 5),
+        set_at("training", "progress", "position", 128),
+        set_at("training", "progress", "epoch", 5),
+        set_at("training", "progress", "epoch", 4.0),
+        set_at("training", "progress", "steps", 33),
+        set_at("training", "progress", "epoch_steps", 3),
+        set_at("training", "progress", "tokens", 64),
+        set_at("training", "progress", "nats", float("inf")),
         set_at("training", "rng", {"bit_generator": "MT19937"}),
         set_at("training", "progress", None),
         set_at("training", "optimizer", "lr", -1),

@@ -179,8 +179,8 @@ def test_averaging_decay_and_samples(data, tmp_path, capsys):
     once, twice = (LanguageModel.load(tmp_path / name) for name in ("once", "twice"))
     assert [record["lr"] for record in once.history] == [4.0, 2.0, 1.0, 0.5]
     assert once.evaluate(VERSE) == twice.evaluate(VERSE)
-    assert train(data, tmp_path / "twice", "--epochs", "5", "--resume", *options[:-4]) == 2
-    assert "resume needs the same average=2, got None" in capsys.readouterr().err
+    assert train(data, tmp_path / "twice", "--epochs", "5", "--resume", "--average", "3") == 2
+    assert "resume needs the same average=2, got 3" in capsys.readouterr().err
 
 
 def test_patience(data, tmp_path, capsys):
@@ -235,7 +235,7 @@ def test_ctrl_c_leaves_a_model_to_go_on_with(data, tmp_path):
     [
         (b"", "is empty"),
         (b"abc \xff def", "is not UTF-8 text: byte 4 is 0xff"),
-        (b"abc", "train must have at least 5 characters, got 3"),
+        (b"abc", "train must have at least 5 characters (batch_size + 1), got 3"),
         (None, "No such file or directory"),
     ],
 )

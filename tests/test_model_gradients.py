@@ -10,7 +10,7 @@ import pytest
 
 from fastrnn import reference
 from fastrnn.models import LanguageModel, gradients, inspection
-from inspected import CELLS, KERNELS, PROSE, built
+from inspected import PROSE, built, kernels
 from tiny_model import QUICK, TEXT
 
 
@@ -24,22 +24,23 @@ def everything(model) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("loss", ["last", "mean"])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_flow_is_the_gradient_by_the_state_from_which_the_reference_starts_again(cell, layers, loss):
-    model, steps = built(cell=cell, layers=layers), 9
+@kernels
+def test_flow_is_the_gradient_by_the_state_from_which_the_reference_starts_again(kernel, options, layers, loss):
+    model, steps = built(layers=layers, **options), 9
     flow = gradients.gradient_flow(model, PROSE, steps, windows=3, loss=loss)
     assert flow.steps_back.tolist() == list(range(1, steps + 1))
-    assert list(flow.norms) == ["h", "c"][: 1 + (cell == "lstm")]
+    assert list(flow.norms) == ["h", "c"][: 1 + (kernel == "lstm")]
 
     ids = model.vocabulary.encode(PROSE)
     starts = [0, (len(ids) - steps - 1) // 2, len(ids) - steps - 1]
     rows = np.stack([ids[start : start + steps + 1] for start in starts], axis=1)
     weights = model.recurrent.parameters
+    sizes = {"num_layers": layers, "proj_size": model.proj_size}
     for back in range(1, steps + 1):
         cut = steps - back
         x = model.embed.parameters["weight"][rows]
-        _, state, _ = reference.forward(KERNELS[cell], x[:cut], weights, num_layers=layers)
-        y, _, tape = reference.forward(KERNELS[cell], x[cut:-1], weights, state, num_layers=layers)
+        _, state, _ = reference.forward(kernel, x[:cut], weights, **sizes)
+        y, _, tape = reference.forward(kernel, x[cut:-1], weights, state, **sizes)
         logits = y @ model.output.weight.T + model.output.parameters["bias"]
         p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
         dy = (p - np.eye(len(model.vocabulary))[rows[cut + 1 :]]) @ model.output.weight
@@ -101,12 +102,14 @@ def test_flow_of_single_precision_and_what_it_leaves():
             array.fill(7.0)
     before, generator = everything(model), model.recurrent._rng.bit_generator.state
     got = gradients.gradient_flow(model, PROSE, 12).norms["h"]
-    gradients.gradient_norms(model, PROSE, 2)
+    norms = gradients.gradient_norms(model, PROSE, 2).norms
     inspection.gate_saturation(model, PROSE)
     inspection.best_units(model, PROSE, "digit")
     for now, then in zip(everything(model), before, strict=True):
         np.testing.assert_array_equal(now, then)
     assert model.recurrent._rng.bit_generator.state == generator
+    model.zero_grad()
+    np.testing.assert_array_equal(gradients.gradient_norms(model, PROSE, 2).norms, norms)
     # Only the gradient of the softmax layer, by which all are multiplied, is of single precision.
     want = gradients.gradient_flow(wide, PROSE, 12).norms["h"]
     np.testing.assert_allclose(got, want, rtol=len(model.vocabulary) * np.finfo(np.float32).eps)
@@ -123,9 +126,10 @@ def test_windows_of_a_short_text():
     np.testing.assert_allclose(data["norms"]["c"]["median"], flow.quartiles("c")[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("clip", [None, 0.2])
-def test_gradient_norms_are_those_of_fit(clip):
-    model, text = built(), PROSE * 2
+def test_gradient_norms_are_those_of_fit(clip, dropout):
+    model, text = built(dropout=dropout), PROSE * 2
     options = {"batch_size": 4, "bptt": 16, "lr": 2.0, "clip": clip}
     steps = -(-((len(text) - 1) // 4) // 16)
     run = gradients.gradient_norms(model, text, steps + 2, **options)
@@ -133,6 +137,7 @@ def test_gradient_norms_are_those_of_fit(clip):
     weights = np.full(steps, 16.0)
     weights[-1] = (len(text) - 1) // 4 - 16 * (steps - 1)
     assert np.average(run.losses[:steps], weights=weights) == pytest.approx(record["loss"], rel=1e-12)
+    assert np.mean(run.norms[:steps]) == pytest.approx(record["grad_norm"], rel=1e-12)
     assert record["clipped"] == (0.0 if clip is None else np.mean(run.norms[:steps] > clip))
     assert run.norms.shape == run.losses.shape == (steps + 2,)
     assert run.losses[steps] < run.losses[0]  # the text begins anew

@@ -8,17 +8,27 @@ import numpy as np
 import pytest
 
 from fastrnn.models import NgramModel, WordVocabulary, kinds
+from fastrnn.models.interpolation import Interpolation
 from fastrnn.models.language_model import LanguageModel
 from fastrnn.models.ngram_language_model import NgramLanguageModel
 from fastrnn.models.window_model import WindowModel
+from model_files import edit
 from tiny_model import QUICK, TEXT
 
 OPTIONS = {"level": "char", "embedding": 5, "hidden": 9, "window": 3, "order": 3, "layers": 2, "seed": 3}
+
+
+def make(kind: str, **options):
+    return kinds.make(
+        kind, **{name: value for name, value in (OPTIONS | options).items() if name in kinds.options_of(kind)}
+    )
+
+
 WORDS = "the cat saw the dog\nthe dog saw a cat\n\nthe end\n" * 9
 
 
 def fitted(kind: str, text: str = TEXT, **options):
-    model = kinds.make(kind, **{**OPTIONS, **options})
+    model = make(kind, **options)
     model.fit(text, **({"progress": False} if kind == "ngram" else {**QUICK, "epochs": 2}))
     return model
 
@@ -105,7 +115,7 @@ def test_nothing_is_predicted_before_fit():
         with pytest.raises(
             RuntimeError, match=r"evaluate: the model has no vocabulary yet: call fit \(or build\) first"
         ):
-            kinds.make(kind, **OPTIONS).evaluate("text")
+            make(kind).evaluate("text")
 
 
 # -- window ------------------------------------------------------------------------------------------------------------
@@ -252,10 +262,30 @@ def test_ngrams_are_counted_anew_by_fit():
 def test_ngram_files_are_checked(tmp_path):
     model = NgramLanguageModel("word", 2, seed=0)
     model.fit(WORDS, checkpoint=tmp_path, progress=False)
-    index = tmp_path / "model.json"
-    index.write_text(index.read_text().replace('"vocab_size": ', '"vocab_size": 1'))
+    edit(tmp_path, lambda data: data["counts"].update(vocab_size=1))
     with pytest.raises(ValueError, match="is damaged: counts must be of"):
         NgramLanguageModel.load(tmp_path)
+
+
+def test_a_new_run_has_nothing_to_do_with_the_best_model_of_an_earlier_one(tmp_path):
+    def run(kind, **options):
+        fit = QUICK if kind == "gru" else {"progress": False}
+        model = kinds.make(kind, **options)
+        model.fit(TEXT, checkpoint=tmp_path, **fit | ({"epochs": 1, "valid": TEXT} if kind == "gru" else {}))
+        return model
+
+    run("gru", embedding=4, hidden=5)
+    (tmp_path / "best" / "notes").write_text("mine")
+    assert isinstance(kinds.load_best(tmp_path), LanguageModel)
+    ngrams = run("ngram", level="char", order=2)
+    assert [entry.name for entry in (tmp_path / "best").iterdir()] == ["notes"]
+    assert kinds.load_best(tmp_path).config == ngrams.config
+    run("gru", embedding=4, hidden=5)
+    (tmp_path / "best" / "notes").unlink()
+    mixture = Interpolation([ngrams])
+    mixture.fit(TEXT, checkpoint=tmp_path, progress=False)
+    assert not (tmp_path / "best").exists()
+    assert isinstance(kinds.load_best(tmp_path), Interpolation)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 from collections import Counter, defaultdict
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from errors import params, raised
-from fastrnn.models import NgramModel, ngram
+from fastrnn.models import NgramModel
 
 SMOOTHINGS = ("kneser_ney", "add_k", "stupid_backoff")
 K, ALPHA = 0.3, 0.7
@@ -188,12 +187,6 @@ def test_bytes_count_what_is_stored():
     _, arrays = model.state()
     for n, size in enumerate(model.nbytes, 1):
         assert size > arrays[f"keys_{n}"].nbytes + arrays[f"counts_{n}"].nbytes > 0
-
-
-def test_examples_in_docstrings():
-    failed, attempted = doctest.testmod(ngram)
-    assert failed == 0
-    assert attempted > 3
 
 
 FITTED = NgramModel(2).fit([0, 1, 1], 2)

@@ -1,6 +1,5 @@
 """Texts in files: read in pieces, ids on disk that serve again, memory that does not grow with the file."""
 
-import doctest
 import importlib.util
 import os
 import random
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastrnn.models import CharVocabulary, WordVocabulary, checkpoint, tokens
+from fastrnn.models import CharVocabulary, WordVocabulary, checkpoint
 from fastrnn.models.commands import read_text
 from fastrnn.models.tokens import read_pieces, tokenize_file
 from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary
@@ -63,10 +62,10 @@ def test_pieces_make_up_what_read_text_reads(path, content, size):
 
 def test_errors_of_reading(path):
     path.write_bytes(b"a b " * 1000 + b"\xff")
-    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8 text: byte 4000 is 0xff$"):
+    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8 text: byte 4000 is 0xff; convert it to UTF-8$"):
         list(read_pieces(os.fspath(path), 64))
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"text\.txt is empty$"):
+    with pytest.raises(ValueError, match=r"text\.txt is empty: it must hold text in UTF-8$"):
         list(read_pieces(path))
     with pytest.raises(FileNotFoundError):
         list(read_pieces(path.with_name("none.txt")))
@@ -239,9 +238,3 @@ def test_memory_is_bounded_by_the_size_of_a_piece(tmp_path, cls, monkeypatch):
     assert len(ids) > 10_000 * 12
     # A few objects for each character of a piece, and the new vocabulary; much less than the text, not to speak of ids.
     assert peak < 200 * size < path.stat().st_size
-
-
-def test_examples_run():
-    failed, attempted = doctest.testmod(tokens)
-    assert attempted > 0
-    assert failed == 0

@@ -1,6 +1,6 @@
 """Vocabularies: there and back, unknown symbols, what is kept with a model."""
 
-import doctest
+import ast
 import importlib.util
 import json
 import os
@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import fastrnn.models.vocabulary as module
-from fastrnn.models import CharVocabulary, WordVocabulary
+from fastrnn.cli import main
+from fastrnn.models import CharVocabulary, NgramLanguageModel, WordVocabulary
 from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary, between_words, vocabulary_from_dict
 
 TEXT = "the cat saw the dog\n\nthe <unk> end\n"
@@ -265,11 +265,39 @@ def test_in_a_process_of_its_own(program):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@given(text=signs | texts)
+@example(text="")
+@example(text=" \r\na\x0b\x1cb\u2028c\x85")
+@levels
+def test_pieces_are_what_the_ids_stand_for(cls, text):
+    vocabulary = cls.of_text("the end ")
+    pieces = vocabulary.pieces(text)
+    assert len(pieces) == len(vocabulary.encode(text))
+    if cls is WordVocabulary:
+        assert "".join(pieces) == re.sub(r"[^\S\n]+\Z", "", text)
+        assert [piece.strip() for piece in pieces if piece.strip()] == text.split()
+    else:
+        assert "".join(pieces) == text
+
+
 @needs_tokenizers
-def test_examples_run():
-    failed, attempted = doctest.testmod(module)
-    assert attempted > 0
-    assert failed == 0
+def test_pieces_of_bytes():
+    vocabulary = BpeVocabulary.of_text("a snowman a snowman", size=300)
+    assert vocabulary.pieces("a snowman ☃é\n") == ["a", " snowman", " ", "", "", "☃", "", "é", "\n"]
+    with pytest.raises(ValueError, match="text must be Unicode, got the lone surrogate"):
+        vocabulary.pieces("a\ud800")
+
+
+@levels
+def test_score_shows_the_text(cls, tmp_path, capsys):
+    model, text = NgramLanguageModel(cls.level, 2, seed=1), "the owl ☃ sees\nthe  end"
+    model.fit("the end\n" * 20, progress=False)
+    model.save(tmp_path / "model")
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    assert main(["lm", "score", str(tmp_path / "model"), str(tmp_path / "text")]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [ast.literal_eval(piece) for _, piece in rows] == model.vocabulary.pieces(text)[1:]
+    assert [float(log_p) for log_p, _ in rows] == pytest.approx(model.score(text), abs=1e-4)
 
 
 def test_words():

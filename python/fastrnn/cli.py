@@ -191,7 +191,7 @@ def _info(args: argparse.Namespace) -> None:
 def _add_lm(commands: argparse._SubParsersAction) -> None:
     from .models.commands import add_lm
 
-    add_lm(commands, _number)
+    add_lm(commands, _number, _NamesOf)
 
 
 def _make_parser() -> argparse.ArgumentParser:

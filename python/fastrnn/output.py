@@ -44,8 +44,11 @@ def print_table(title: str, table: Table) -> None:
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """What is there is replaced at once, so that a run that ends meanwhile leaves one of the two."""
-    _write(path, json.dumps(document, indent=1) + "\n")
+    """What is there is replaced at once, so that a run that ends meanwhile leaves one of the two.
+
+    A ValueError for NaN and infinity, which JSON has not.
+    """
+    _write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

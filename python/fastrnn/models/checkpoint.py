@@ -1,9 +1,10 @@
 """A model on disk: ``model.json`` and the ``.safetensors`` archives that it names, nothing pickled.
 
-Every archive has a file name of its own, made from its content, and ``model.json`` holds its SHA-256. All new files are
-first written and synced in a temporary folder, which goes however that ends: a full disk shows before the model is
-touched. Renaming the new ``model.json`` over the old one is the only step that makes them current, and old archives go
-last. Whenever the machine stops, the folder holds either the old model or the new one, complete.
+Every archive has a file name of its own, made from its content, and ``model.json`` holds its SHA-256, and one of the
+rest of ``model.json`` itself. All new files are first written and synced in a temporary folder, which goes however that
+ends: a full disk shows before the model is touched. Renaming the new ``model.json`` over the old one is the only step
+that makes them current, and old archives go last. Whenever the machine stops, the folder holds either the old model or
+the new one, complete. What a killed process leaves in the temporary folder goes with the next write.
 
 The archives of version 1, NumPy's ``.npz``, are read too.
 """
@@ -14,10 +15,10 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,7 @@ import numpy as np
 
 from . import safetensors
 
+BEST = "best"  # folder of the best model of a training run, in that of the latest
 _INDEX = "model.json"
 _VERSION = 2
 _OLD_VERSION = 1
@@ -43,25 +45,44 @@ def write(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     files = {}
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path) as temporary:
+    with _beside(path / _INDEX) as temporary:
         renames = []
         for role, arrays in archives.items():
-            written = write_file(Path(temporary, f"{role}.safetensors"), partial(safetensors.save, arrays=arrays))
+            written = write_file(temporary / f"{role}.safetensors", partial(safetensors.save, arrays=arrays))
             with written.open("rb") as file:
                 digest = sha256(file)
             files[role] = {"name": f"{role}-{digest[:12]}.safetensors", "sha256": digest}
             renames.append((written, path / files[role]["name"]))
         index = {"format": kind, "version": _VERSION, **data, "files": files}
-        text = json.dumps(index, indent=1, allow_nan=False) + "\n"
-        new_index = write_file(Path(temporary, _INDEX), lambda file: file.write(text.encode("ascii")))
+        text = json.dumps(index | {"sha256": digest_of(index)}, indent=1, allow_nan=False) + "\n"
+        new_index = write_file(temporary / _INDEX, lambda file: file.write(text.encode("ascii")))
         for written, final in renames:
             os.replace(written, final)
         sync_folder(path)
         os.replace(new_index, path / _INDEX)
         sync_folder(path)
-    current = {entry["name"] for entry in files.values()}
+    _remove_archives(path, {entry["name"] for entry in files.values()})
+
+
+def best_or_latest(folder: str | os.PathLike[str]) -> Path:
+    """Where the best model of a training run is, or the one that stands there alone."""
+    best = Path(folder, BEST)
+    return best if (best / _INDEX).is_file() else Path(folder)
+
+
+def remove_best(folder: str | os.PathLike[str]) -> None:
+    """That of an earlier run, of which a new one in ``folder`` knows nothing."""
+    best = Path(folder, BEST)
+    if (best / _INDEX).is_file():
+        (best / _INDEX).unlink()  # first: without it the rest is no model
+        _remove_archives(best, ())
+        with suppress(OSError):  # others may have files there
+            best.rmdir()
+
+
+def _remove_archives(path: Path, kept: Container[str]) -> None:
     for entry in path.iterdir():
-        if _ARCHIVE.fullmatch(entry.name) and entry.name not in current:
+        if _ARCHIVE.fullmatch(entry.name) and entry.name not in kept:
             entry.unlink(missing_ok=True)
 
 
@@ -82,6 +103,9 @@ def read(
             f"{where}: {index} must have version {_OLD_VERSION} or {_VERSION}, got {version!r}: "
             "read it with the fastrnn that wrote it"
         )
+    digest = data.pop("sha256", None)  # version 1 has none
+    if digest is not None and digest != digest_of({"format": kind, "version": version, **data}):
+        raise ValueError(f"{where}: {index} is damaged: truncated, or changed by hand")
     files = data.pop("files", None)
     if not isinstance(files, dict):
         raise ValueError(f"{where}: {index} is damaged: files is missing")
@@ -127,6 +151,11 @@ def _load_npz(file: BinaryIO) -> dict[str, np.ndarray]:
         return {key: archive[key] for key in archive.files}
 
 
+def digest_of(index: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``model.json`` holds beside it, whatever its layout."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode("ascii")).hexdigest()
+
+
 def sha256(file: BinaryIO) -> str:
     """Of the whole file, a piece at a time; then it stands at its beginning again."""
     digest = hashlib.sha256()
@@ -134,6 +163,28 @@ def sha256(file: BinaryIO) -> str:
         digest.update(piece)
     file.seek(0)
     return digest.hexdigest()
+
+
+def replace_file(path: Path, save: Callable[[BinaryIO], Any]) -> None:
+    """Write a file in place of what is there; when that fails or is cut off, it stays."""
+    with _beside(path) as temporary:
+        os.replace(write_file(temporary / path.name, save), path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder for what takes the place of a file.
+
+    Its name is the file's, so that one left by a killed process is found, and that of another file is not touched.
+    """
+    folder = path.with_name(f".writing-{path.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from ..output import check_writable, print_table, write_json
 from . import kinds, ladder
 from .inspect_command import add_inspect
 from .neural_model import NeuralModel
-from .ngram_language_model import NgramLanguageModel
 from .options import (
     Number,
     add_data,
     add_model,
     add_training,
-    kinds_of,
+    check_same,
+    flag,
     model_options,
+    new_model,
     read_data,
     read_text,
+    saved_training_options,
     training_options,
 )
 
@@ -31,26 +34,34 @@ from .options import (
 def _train(args: argparse.Namespace) -> None:
     if args.threads:
         set_num_threads(args.threads)
+    given, training = model_options(args), training_options(args)
     train, valid, test = read_data(args.data)
     if args.resume:
         model = kinds.load(args.out)
+        check_same(model, args.model, given, args.out)
         if not isinstance(model, NeuralModel):
-            raise ValueError(f"{args.out} holds {model!r}: --resume is for models of weights")
+            raise ValueError(f"--resume is for models of weights, {args.out} holds {model!r}")
+        training = saved_training_options(model) | training | {"resume": True}
     else:
-        model = kinds.make(args.model, **model_options(args))
+        model = new_model(args.model or "lstm", given)
+        if training and not isinstance(model, NeuralModel):
+            raise ValueError(f"{flag(next(iter(training)))} is not for --model {args.model}")
         if Path(args.out, "model.json").exists():
             raise ValueError(f"{args.out} holds a model already: go on with --resume, or choose another --out")
         model.build(train)
-    print(f"{model}: {len(model.vocabulary or ()):,} symbols", end="", flush=True)
+    symbols = f"{model}: {len(model.vocabulary or ()):,} symbols"
     if isinstance(model, NeuralModel):
-        print(f", {model.num_parameters:,} weights", flush=True)
-        model.fit(train, valid, checkpoint=args.out, resume=args.resume, **training_options(args))
+        print(f"{symbols}, {model.num_parameters:,} weights", flush=True)
+        model.fit(train, valid, checkpoint=args.out, **training)
     else:
         model.fit(train, valid, checkpoint=args.out)
-        print(f", {model.num_parameters:,} n-grams", flush=True)
+        print(f"{symbols}, {model.num_parameters:,} n-grams", flush=True)
     best = kinds.load_best(args.out)
+    if not best.normalized:
+        print("no perplexity: the scores of stupid_backoff sum to no probability")
+        return
     for name, text in (("valid", valid), ("test", test)):
-        if text is not None and best.normalized:
+        if text is not None:
             _print_result(name, best.evaluate(text))
 
 
@@ -59,16 +70,13 @@ def _ladder(args: argparse.Namespace) -> None:
         set_num_threads(args.threads)
     if args.json:
         check_writable(args.json)  # better known now than after the first model
+    given, training = model_options(args), training_options(args)
+    for name in given:
+        if not any(name in kinds.options_of(kind) for kind in args.models):
+            raise ValueError(f"{flag(name)} is not for --models {','.join(args.models)}")
     train, valid, test = read_data(args.data)
-    rungs: list[ladder.Rung] = []
-    orders: list[ladder.Order] = []
-    for name in ladder.names_of(args.models, args.order):
-        folder = None if args.out is None else Path(args.out, name.replace(" ", "-"))
-        model = ladder.make(name, model_options(args))
-        model, rung = ladder.climb(model, name, train, valid, test, training_options(args), folder)
-        rungs.append(rung)
-        if isinstance(model, NgramLanguageModel):
-            orders = ladder.orders(model, valid if test is None else test)
+    names, out = ladder.names_of(args.models, given.get("order", 5)), args.out and Path(args.out)
+    for rungs, orders in ladder.run(names, given, train, valid, test, lambda name: training, out):
         if args.json:
             write_json(args.json, ladder.document(rungs, orders))
     print_table("", ladder.table(rungs))
@@ -84,9 +92,10 @@ def _print_result(name: str, result: dict[str, float | int]) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    result = kinds.load_best(args.model).evaluate(read_text(args.file))
+    result = kinds.load_best(args.model).evaluate(args.file)
     if args.json:
-        print(json.dumps(result))
+        finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+        print(json.dumps(finite, allow_nan=False))
     else:
         _print_result(str(args.file), result)
 
@@ -109,12 +118,13 @@ def _score(args: argparse.Namespace) -> None:
     model, text = kinds.load_best(args.model), read_text(args.file)
     vocabulary = model.vocabulary
     assert vocabulary is not None
-    for token, log_p in zip(vocabulary.encode(text)[1:], model.score(text), strict=True):
-        print(f"{log_p:.4f}\t{vocabulary.decode([int(token)])!r}")
+    for piece, log_p in zip(vocabulary.pieces(text)[1:], model.score(text), strict=True):
+        print(f"{log_p:.4f}\t{piece!r}")
 
 
-def add_lm(commands: Any, number: Number) -> None:
-    """Adds ``lm`` and its own commands; number(kind, low, above) makes the type of an argument."""
+def add_lm(commands: Any, number: Number, names_of: Callable[[Iterable[str]], Callable[[str], list[str]]]) -> None:
+    """Adds ``lm`` and its own commands; number(kind, low, above) makes the type of an argument,
+    names_of(names) that of one which takes some of them."""
     count, natural = number(int, 1), number(int, 0)
     real, positive = number(float, 0.0), number(float, 0.0, above=True)
     lm = commands.add_parser("lm", help="train and use language models on your own text")
@@ -123,8 +133,8 @@ def add_lm(commands: Any, number: Number) -> None:
     train = own.add_parser("train", help="train a language model on a text file")
     add_data(train)
     train.add_argument("--out", required=True, metavar="DIR", help="where the model goes; DIR/best is the best one")
-    train.add_argument("--model", choices=tuple(reversed(kinds.KINDS)), default="lstm", help="(default: lstm)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out, with the same options")
+    train.add_argument("--model", choices=tuple(reversed(kinds.KINDS)), help="(default: lstm)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out and its options")
     add_model(train, number)
     add_training(train, number)
     train.set_defaults(run=_train)
@@ -133,8 +143,8 @@ def add_lm(commands: Any, number: Number) -> None:
     add_data(climb)
     climb.add_argument("--out", metavar="DIR", help="a folder for each model; what is there is gone on with")
     climb.add_argument(
-        "--models", type=kinds_of, default=list(kinds.KINDS), metavar="LIST",
-        help=f"{','.join(kinds.KINDS)} (default); ngram stands for unigrams and each smoothing at --order",
+        "--models", type=names_of(kinds.KINDS), default=list(ladder.MODELS), metavar="LIST",
+        help=f"{','.join(ladder.MODELS)} (default); ngram stands for unigrams and each smoothing at --order",
     )  # fmt: skip
     climb.add_argument("--json", metavar="FILE", help="write the figures there, after each model")
     add_model(climb, number)

@@ -104,7 +104,7 @@ def draw_gradient_norms(axes: Axes, runs: Sequence[GradientNorms]) -> None:
     """A line for each run before clipping, a dotted one where clipping cuts it, a cross where the run diverged."""
     for color, run in zip(_COLORS * len(runs), runs, strict=False):
         steps = np.arange(1, len(run.norms) + 1)
-        label = "without clipping" if run.clip is None else f"clipped to {run.clip:g}, before clipping"
+        label = "without clipping" if run.clip is None else f"clipped to {run.clip:.3g}, before clipping"
         axes.plot(steps, run.norms, color=color, label=label, linewidth=1.2)
         if run.clip is not None:
             axes.plot(steps, run.clipped, ":", color=color, label="after clipping")
@@ -172,7 +172,7 @@ def gate_saturation_figure(gates: Sequence[Saturation]) -> Figure:
                 low, high = gate.thresholds
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", title=_NAMES[name])
         axes.set_xlabel(f"time above {high:g} (%)")
-        axes.set_ylabel(f"time below {low:g} (%)")
+        axes.set_ylabel(f"time at most {low:g} (%)")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="upper right")
     return figure

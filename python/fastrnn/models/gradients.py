@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import functional
-from ..checks import check_choice, check_real, check_size
-from ..clipping import clip_grad_norm
-from ..optim import SGD
+from ..checks import check_choice, check_size
 from .inspection import KERNELS, as_parts, as_state, encode, rounded
-from .training import streams
+from .schedules import Options
+from .training import Trainer
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
@@ -159,8 +158,9 @@ def gradient_norms(
 ) -> GradientNorms:
     """Train a copy of the model for some steps, and keep the norm of the gradient at each.
 
-    Plain SGD as in ``LanguageModel.fit``, where one step that is too long shows in the next gradient: without ``clip``
-    norms may explode; clipping bounds the steps, and with them what follows. A run that diverges ends there.
+    The steps are those of ``LanguageModel.fit`` with plain SGD, where one that is too long shows in the next gradient:
+    without ``clip`` norms may explode; clipping bounds the steps, and with them what follows. A run that diverges ends
+    there.
 
     Args:
         model: a ``LanguageModel`` with a vocabulary.
@@ -184,30 +184,24 @@ def gradient_norms(
         ((5,), True)
     """
     where = "gradient_norms"
-    steps, bptt = check_size(where, "steps", steps), check_size(where, "bptt", bptt)
-    batch_size, lr = check_size(where, "batch_size", batch_size), check_real(where, "lr", lr, above=True)
-    clip = None if clip is None else check_real(where, "clip", clip, above=True)
-    inputs, targets = streams(encode(where, model, text, batch_size + 1), batch_size)
-    model = copy.deepcopy(model)
-    optimizer, rng = SGD(model.parameters, lr), np.random.default_rng(0)
-    state, position = None, 0
-    norms, losses, diverged = [], [], False
-    with np.errstate(all="ignore"):  # a run may diverge
-        for _ in range(steps):
-            part = slice(position, position + bptt)
-            model.zero_grad()
-            loss, state = model.loss_and_grads(inputs[part], targets[part], state, rng)
-            norm = clip_grad_norm(model.grads, math.inf)
-            diverged = not (math.isfinite(loss) and math.isfinite(norm))
-            if diverged:
-                break
-            norms.append(norm)
-            losses.append(loss)
-            optimizer.step(model.grads, 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)))
-            position += bptt
-            if position >= len(inputs):
-                state, position = None, 0
-    return GradientNorms(model.cell, clip, np.array(norms), np.array(losses), diverged)
+    steps = check_size(where, "steps", steps)
+    options = Options.checked(where, batch_size=batch_size, bptt=bptt, optimizer="sgd", lr=lr, clip=clip)
+    ids = encode(where, model, text, options.batch_size + 1)
+    trainer = Trainer(copy.deepcopy(model), ids, options, epochs=1)
+    trainer.model.zero_grad()
+    norms: list[float] = []
+    losses: list[float] = []
+    diverged = False
+    try:
+        with np.errstate(all="ignore"):
+            for _ in range(steps):
+                trainer.step(0.0)
+                norms.append(trainer.norms)
+                losses.append(trainer.nats / trainer.tokens)
+                trainer.end_epoch([])  # the next sums are those of one step, too
+    except FloatingPointError:
+        diverged = True
+    return GradientNorms(model.cell, options.clip, np.array(norms), np.array(losses), diverged)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ and ``fastrnn lm inspect`` does all at once.
 
 from __future__ import annotations
 
-import codecs
-import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,12 +22,17 @@ if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
 #: What the layers call the cells of the models.
-KERNELS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
-#: The gates that the reference's cells keep of a step, in their order; an RNN has none, and keeps h.
-_KEPT = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
-_TRACED = {"lstm": ("h", "c", *_KEPT["lstm"]), "gru": ("h", *_KEPT["gru"]), "rnn": ("h",)}
+KERNELS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh", "rnn_relu": "rnn_relu"}
+_SIGMOID, _TANH, _RELU = (0.1, 0.9), (-0.9, 0.9), (0.0, 0.0)  # low is at most the first, high above the second
+#: The gates that the reference's cells keep of a step, in their order, and their ends; an RNN has none, and keeps h.
+_KEPT = {
+    "lstm": {"i": _SIGMOID, "f": _SIGMOID, "g": _TANH, "o": _SIGMOID},
+    "gru": {"r": _SIGMOID, "z": _SIGMOID, "n": _TANH},
+    "rnn": {"h": _TANH},
+    "rnn_relu": {"h": _RELU},
+}
+_TRACED = {"lstm": ("h", "c", *_KEPT["lstm"]), "gru": ("h", *_KEPT["gru"]), "rnn": ("h",), "rnn_relu": ("h",)}
 _CHUNK = 256  # tokens a pass: bounds the memory, changes no value
-_CLOSED, _OPEN = 0.1, 0.9
 
 # -- activations -------------------------------------------------------------------------------------------------------
 
@@ -45,7 +47,7 @@ def activations(model: LanguageModel, text: str, layer: int = -1, of: str = "h")
         of: "h", of an LSTM also "c" or a gate "i", "f", "g", "o", of a GRU a gate "r", "z", "n".
 
     Returns:
-        (T, H) of the model's dtype; row t has read tokens 0 ... t.
+        (T, H) of the model's dtype; row t has read tokens 0 ... t. With a projection h has proj_size columns.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -72,24 +74,22 @@ class Saturation:
 
     layer: int
     name: str
+    thresholds: tuple[float, float]  # low is at most the first, high above the second
     low: np.ndarray
     high: np.ndarray
 
-    @property
-    def thresholds(self) -> tuple[float, float]:
-        """Low is below the first, high above the second."""
-        return _thresholds(self.name)
-
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"low": rounded(self.low), "high": rounded(self.high)}
+        ends = {"low": rounded(self.low), "high": rounded(self.high), "thresholds": list(self.thresholds)}
+        return asdict(self) | ends
 
 
 def gate_saturation(model: LanguageModel, text: str) -> list[Saturation]:
-    """How often each gate is closed (below 0.1) and open (above 0.9), for each layer, gate and unit.
+    """How often each gate is closed (at most 0.1) and open (above 0.9), for each layer, gate and unit.
 
-    LSTM: i, f, o; GRU: r, z. The candidates g and n, and h of an RNN, lie between -1 and 1: there the ends are below
-    -0.9 and above 0.9. A saturated unit passes next to no gradient to what it was computed from; a forget gate that is
-    open keeps its cell, and its gradient, over many steps.
+    LSTM: i, f, o; GRU: r, z. The candidates g and n, and h of an RNN with tanh, lie between -1 and 1: there the ends
+    are at most -0.9 and above 0.9. A saturated unit passes next to no gradient to what it was computed from; a forget
+    gate that is open keeps its cell, and its gradient, over many steps. A rectifier is off at 0, where it passes no
+    gradient, and else on.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -105,22 +105,17 @@ def gate_saturation(model: LanguageModel, text: str) -> list[Saturation]:
         ['i', 'f', 'g', 'o']
     """
     ids = encode("gate_saturation", model, text)
-    names = _KEPT[model.cell]
-    counts = np.zeros((model.layers, len(names), 2, model.hidden))
+    kept = _KEPT[model.cell]
+    counts = np.zeros((model.layers, len(kept), 2, model.hidden))
     for layers in _traces(model, ids):
         for layer, values in enumerate(layers):
-            for place, name in enumerate(names):
-                low, high = _thresholds(name)
-                counts[layer, place] += (values[name] < low).sum(axis=0), (values[name] > high).sum(axis=0)
+            for place, (name, (low, high)) in enumerate(kept.items()):
+                counts[layer, place] += (values[name] <= low).sum(axis=0), (values[name] > high).sum(axis=0)
     return [
-        Saturation(layer, name, *(counts[layer, place] / len(ids)))
+        Saturation(layer, name, ends, *(counts[layer, place] / len(ids)))
         for layer in range(model.layers)
-        for place, name in enumerate(names)
+        for place, (name, ends) in enumerate(kept.items())
     ]
-
-
-def _thresholds(name: str) -> tuple[float, float]:
-    return (-_OPEN if name in "gnh" else _CLOSED), _OPEN
 
 
 @dataclass(frozen=True)
@@ -164,24 +159,9 @@ def unit_heat_map(model: LanguageModel, text: str, unit: int, layer: int = -1, o
     """
     where = "unit_heat_map"
     ids, layer = _checked(where, model, text, layer, of)
-    unit = check_size(where, "unit", unit, 0, model.hidden - 1)
+    unit = check_size(where, "unit", unit, 0, _size(model, of) - 1)
     values = _activations(model, ids, layer, of)[:, unit].copy()
-    return HeatMap(tokens_of(vocabulary_of(where, model), text), values, layer, unit, of)
-
-
-def tokens_of(vocabulary: Vocabulary, text: str) -> list[str]:
-    """The text in the pieces that its ids stand for, unknown ones as they are in the text.
-
-    What stands before a word belongs to it, and a character belongs to the token that completes it.
-    """
-    pattern = {"char": r"(?s:.)", "word": r"[^\S\n]*(?:\n|\S+)"}.get(vocabulary.level)
-    if pattern is not None:
-        return re.findall(pattern, text)
-    # The symbols of a byte-pair encoding have a character for each byte.
-    symbols, data, decoder = vocabulary.symbols, text.encode(), codecs.getincrementaldecoder("utf-8")()
-    sizes = [len(symbols[i - 1]) for i in vocabulary.encode(text).tolist()]
-    ends = itertools.accumulate(sizes)
-    return [decoder.decode(data[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    return HeatMap(vocabulary_of(where, model).pieces(text), values, layer, unit, of)
 
 
 # -- units that follow a predicate -------------------------------------------------------------------------------------
@@ -237,9 +217,10 @@ def best_units(
     ids, only = _checked(where, model, text, -1 if layer is None else layer, of)
     chosen = range(model.layers) if layer is None else [only]
     top = check_size(where, "top", top)
-    wanted = _evaluated(where, predicate, tokens_of(vocabulary_of(where, model), text))
+    wanted = _evaluated(where, predicate, vocabulary_of(where, model).pieces(text))
     wanted = wanted - wanted.mean()
-    first = np.zeros((len(chosen), model.hidden))
+    size = _size(model, of)
+    first = np.zeros((len(chosen), size))
     sums, squares, products = np.zeros_like(first), np.zeros_like(first), np.zeros_like(first)
     start = 0
     for layers in _traces(model, ids):
@@ -256,9 +237,7 @@ def best_units(
     scale = np.sqrt(np.where(moving, variance, 1.0) * (wanted @ wanted))
     correlation = np.where(moving, products / scale, 0.0)
     order = np.argsort(-np.abs(correlation), axis=None, kind="stable")[:top]
-    return [
-        Unit(chosen[i], j, float(correlation[i, j])) for i, j in (divmod(int(place), model.hidden) for place in order)
-    ]
+    return [Unit(chosen[i], j, float(correlation[i, j])) for i, j in (divmod(int(place), size) for place in order)]
 
 
 def _evaluated(where: str, predicate: Any, tokens: list[str]) -> np.ndarray:
@@ -286,13 +265,13 @@ def _evaluated(where: str, predicate: Any, tokens: list[str]) -> np.ndarray:
 
 
 def _traces(model: LanguageModel, ids: np.ndarray) -> Iterator[list[dict[str, np.ndarray]]]:
-    """For one chunk of the text after the other what each layer computes: (t, H) by the names of ``_TRACED``.
+    """For one chunk of the text after the other what each layer computes: (t, units) by the names of ``_TRACED``.
 
     The kernels give h; all gates follow from it at once, by the reference's equations.
     """
     cell = reference.CELLS[KERNELS[model.cell]]
     weights = [_weights_of(model, layer) for layer in range(model.layers)]
-    zeros = [np.zeros((1, 1, model.hidden), model.dtype) for _ in range(cell.states)]
+    zeros = [np.zeros((1, 1, _size(model, of)), model.dtype) for of in ("h", "c")[: cell.states]]
     states = [as_state(zeros)] * model.layers
     for start in range(0, len(ids), _CHUNK):
         x = model.embed.forward(ids[start : start + _CHUNK, None])
@@ -303,17 +282,22 @@ def _traces(model: LanguageModel, ids: np.ndarray) -> Iterator[list[dict[str, np
             h_prev = np.concatenate([before[0], y[:-1, 0]])
             x_gates = x[:, 0] @ own["weight_ih_l0"].T + own["bias_ih_l0"]
             h_gates = h_prev @ own["weight_hh_l0"].T + own["bias_hh_l0"]
-            # Of the cell's equations only the gates are used, which do not see c: h stands in for it.
-            _, kept = cell.forward(x_gates, h_gates, (h_prev,) * cell.states)
+            # Of the cell's equations only the gates are used, which do not see c: that before the chunk will do.
+            _, kept = cell.forward(x_gates, h_gates, (h_prev, *before[1:]))
             values = dict(zip(_KEPT[model.cell], kept, strict=False)) | {"h": y[:, 0]}
             if model.cell == "lstm":
-                values["c"] = np.empty_like(h_prev)
+                values["c"] = np.empty_like(values["g"])
                 c = before[1][0]
                 for t, (i, f, g) in enumerate(zip(values["i"], values["f"], values["g"], strict=True)):
                     values["c"][t] = c = f * c + i * g
             layers.append(values)
             x = y
         yield layers
+
+
+def _size(model: LanguageModel, of: str) -> int:
+    """How many units h, c or a gate has: a projection makes h smaller."""
+    return model.outputs if of == "h" else model.hidden
 
 
 def _weights_of(model: LanguageModel, layer: int) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from ..checks import check_probability, check_real, check_size
 from . import checkpoint as files
 from .decoding import Decoder, log_softmax
 from .progress import reporter
-from .text_model import Text, TextModel, checked_history
+from .text_model import Text, TextModel, checked_history, perplexity
 
 _SUM_ERROR = 1e-6  # that of float32 weights
 _PART = re.compile(r"part-[0-9a-f]{12}")
@@ -148,10 +147,10 @@ class Interpolation(TextModel):
             for epoch in range(1, epochs + 1):
                 loss, gains = likelihood(weights)
                 record: dict[str, Any] = {"epoch": epoch, "weights": weights.tolist()}
-                record |= {"loss": loss, "perplexity": _exp(loss)}
+                record |= {"loss": loss, "perplexity": perplexity(loss)}
                 if held_out is not None:
                     record["valid_loss"], _ = held_out(weights)
-                    record["valid_perplexity"] = _exp(record["valid_loss"])
+                    record["valid_perplexity"] = perplexity(record["valid_loss"])
                 history.append(record | {"seconds": time.perf_counter() - begun})
                 figures = f"{_shown(weights)}, perplexity {record['perplexity']:.2f}"
                 report.update(epoch, figures)
@@ -163,6 +162,7 @@ class Interpolation(TextModel):
             report.close()
         self.weights, self.history = history[-1]["weights"], history
         if checkpoint is not None:
+            files.remove_best(checkpoint)
             self.save(checkpoint)
         return history
 
@@ -278,10 +278,6 @@ def _mixed(log_p: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
 def _log(weights: Sequence[float]) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(weights)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
 
 
 def _aligned(

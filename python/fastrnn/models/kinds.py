@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from . import checkpoint
@@ -12,7 +11,6 @@ from .interpolation import Interpolation
 from .language_model import LanguageModel
 from .ngram_language_model import NgramLanguageModel
 from .text_model import TextModel
-from .training import BEST
 from .window_model import WindowModel
 
 _CLASSES: tuple[type[TextModel], ...] = (LanguageModel, WindowModel, NgramLanguageModel, Interpolation)
@@ -21,17 +19,28 @@ KINDS: dict[str, type[TextModel]] = {
     "ngram": NgramLanguageModel,
     "window": WindowModel,
     "rnn": LanguageModel,
+    "rnn_relu": LanguageModel,
     "gru": LanguageModel,
     "lstm": LanguageModel,
 }
 
 
+def options_of(kind: str) -> tuple[str, ...]:
+    """What ``make`` takes for a kind."""
+    return tuple(name for name in KINDS[kind]._config if name != "cell")
+
+
 def make(kind: str, **options: Any) -> TextModel:
-    """A model of one of ``KINDS``, given what its constructor takes of the options of all kinds."""
+    """A model of one of ``KINDS``, given arguments of its constructor."""
     cls: Callable[..., TextModel] = KINDS[kind]
-    if KINDS[kind] is LanguageModel:
-        options["cell"] = kind
-    return cls(**{name: value for name, value in options.items() if name in KINDS[kind]._config})
+    return cls(cell=kind, **options) if KINDS[kind] is LanguageModel else cls(**options)
+
+
+def kind_of(model: TextModel) -> str | None:
+    """Its name in ``KINDS``."""
+    if isinstance(model, LanguageModel):
+        return model.cell
+    return next((name for name, cls in KINDS.items() if type(model) is cls), None)
 
 
 def load(folder: str | os.PathLike[str], device: str = "cpu") -> TextModel:
@@ -51,5 +60,4 @@ def load(folder: str | os.PathLike[str], device: str = "cpu") -> TextModel:
 
 def load_best(folder: str | os.PathLike[str], device: str = "cpu") -> TextModel:
     """The best model of a training run, or the one that stands there alone."""
-    best = Path(folder, BEST)
-    return load(best if best.is_dir() else folder, device)
+    return load(checkpoint.best_or_latest(folder), device)

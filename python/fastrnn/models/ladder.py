@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..output import Table
 from . import kinds
+from .neural_model import NeuralModel
 from .ngram_language_model import NgramLanguageModel
+from .options import new_model
 from .text_model import Text, TextModel
+
+MODELS = ("ngram", "window", "rnn", "gru", "lstm")
+_UNIGRAMS = "1-gram"
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,19 @@ class Order:
 
 def names_of(models: Iterable[str], order: int) -> list[str]:
     """The rungs, from the lowest: "ngram" stands for unigrams and for each smoothing at ``order``."""
-    ngrams = ["1-gram", *(f"{order}-gram {smoothing}" for smoothing in ("add_k", "stupid_backoff", "kneser_ney"))]
+    smoothings = ("add_k", "stupid_backoff", "kneser_ney")
+    ngrams = [_UNIGRAMS] * (order > 1) + [f"{order}-gram {smoothing}" for smoothing in smoothings]
     return [name for model in models for name in (ngrams if model == "ngram" else [model])]
 
 
 def make(name: str, options: Mapping[str, Any]) -> TextModel:
-    """The model of a rung; ``options`` are those of ``kinds.make``."""
+    """The model of a rung, by those of the options that are for its kind."""
     length, _, smoothing = name.partition("-gram")
-    if not length.isdigit():
-        return kinds.make(name, **options)
-    return kinds.make("ngram", **dict(options) | {"order": int(length), "smoothing": smoothing.strip() or "kneser_ney"})
+    kind = "ngram" if length.isdigit() else name
+    taken = {option: value for option, value in options.items() if option in kinds.options_of(kind)}
+    if kind == "ngram":
+        taken |= {"order": int(length), "smoothing": smoothing.strip() or "kneser_ney"}
+    return new_model(kind, taken)
 
 
 def climb(
@@ -60,27 +70,30 @@ def climb(
     folder: Path | None,
     progress: Any = True,
 ) -> tuple[TextModel, Rung]:
-    """Train a model, or go on with the run that is in ``folder``, and measure it."""
-    counts = isinstance(model, NgramLanguageModel)
-    options = {} if counts else dict(training)
-    if folder is not None and (folder / "model.json").exists():
+    """Train a model, or go on with the run that is in ``folder``, and measure the best that it came to."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return climb(model, name, train, valid, test, training, Path(temporary), progress)
+    if (folder / "model.json").exists():
         saved = kinds.load(folder)
         if saved.config != model.config | {"seed": saved.config["seed"]}:
             raise ValueError(f"{folder} holds another model: {saved!r}; choose another folder")
         model = saved
-        options |= {} if counts else {"resume": True}
-    if not (counts and model.history):
-        model.fit(train, valid, checkpoint=folder, progress=progress, **options)
+    if isinstance(model, NeuralModel):
+        model.fit(train, valid, checkpoint=folder, progress=progress, resume=bool(model.history), **training)
+    elif not model.history:
+        model.fit(train, valid, checkpoint=folder, progress=progress)
     seconds = sum(record["seconds"] for record in model.history)
     tokens = sum(record["seconds"] * record["tokens_per_second"] for record in model.history)
-    best = kinds.load_best(folder) if folder is not None else model
+    best = kinds.load_best(folder)
 
     def perplexity(text: Text | None) -> float | None:
-        return float(best.evaluate(text)["perplexity"]) if text is not None and best.normalized else None
+        if text is None or not best.normalized:
+            return None
+        figure = float(best.evaluate(text)["perplexity"])
+        return figure if math.isfinite(figure) else None
 
-    rung = Rung(
-        name, perplexity(valid), perplexity(test), best.num_parameters, best.nbytes, tokens / seconds, seconds
-    )  # fmt: skip
+    rung = Rung(name, perplexity(valid), perplexity(test), best.num_parameters, best.nbytes, tokens / seconds, seconds)
     return best, rung
 
 
@@ -121,3 +134,28 @@ def orders_table(rows: Iterable[Order]) -> Table:
 def document(rungs: Iterable[Rung], rows: Iterable[Order]) -> dict[str, Any]:
     """Both as JSON data."""
     return {"rungs": [asdict(rung) for rung in rungs], "orders": [asdict(row) for row in rows]}
+
+
+def run(
+    names: Iterable[str],
+    options: Mapping[str, Any],
+    train: Text,
+    valid: Text,
+    test: Text | None,
+    training: Callable[[str], Mapping[str, Any]],
+    out: Path | None,
+    progress: Any = True,
+) -> Iterator[tuple[list[Rung], list[Order]]]:
+    """Climb all rungs; after each of them, those so far and the orders of the last n-grams.
+
+    ``training`` gives what ``fit`` of the rung of a name takes. Each model has a folder of its own in ``out``.
+    """
+    rungs: list[Rung] = []
+    rows: list[Order] = []
+    for name in names:
+        folder = None if out is None else out / name.replace(" ", "-")
+        model, rung = climb(make(name, options), name, train, valid, test, training(name), folder, progress)
+        rungs = [*rungs, rung]
+        if isinstance(model, NgramLanguageModel):
+            rows = orders(model, valid if test is None else test)
+        yield rungs, rows

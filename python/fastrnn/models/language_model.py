@@ -5,28 +5,28 @@ Everything is time-major: tokens are int32 ids (T, B), activations (T, B, size).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..checks import check_choice, check_flag, check_size
+from ..checks import check_choice, check_flag, check_probability, check_size
 from ..layers import GRU, LSTM, RNN
 from ..spec import device_arrays
 from .neural_model import NeuralModel, Part
-from .nn import Embedding, Output
+from .nn import Dropout, Embedding, Output
 from .text_model import cut
 from .vocabulary import Vocabulary
 
-_CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "rnn_relu": partial(RNN, nonlinearity="relu")}
 _CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
 
 class LanguageModel(NeuralModel):
     """Predicts each token of a text from those before it.
 
-    With tokens ``w_t``, embedding ``E`` and a recurrent layer ``f`` (dropout as in torch's word language model example:
-    the same p on the embeddings, between the layers and on the outputs)::
+    With tokens ``w_t``, embedding ``E`` and a recurrent layer ``f``, inside which dropout acts between its layers::
 
         h_t, s_t = f(dropout(E[w_t]), s_(t-1))
         p(w_(t+1) | w_1 ... w_t) = softmax(W dropout(h_t) + b)
@@ -34,17 +34,20 @@ class LanguageModel(NeuralModel):
     Args:
         level: what a token is: "char", a character (Unicode code point); "word", what whitespace separates, and
             the end of each line; or "bpe", a piece of a word found by byte-pair encoding (needs ``fastrnn[text]``).
-        cell: "lstm", "gru" or "rnn" (tanh).
+        cell: "lstm", "gru", "rnn" (tanh) or "rnn_relu".
         embedding: size of a token's vector.
         hidden: units of each recurrent layer.
         layers: recurrent layers.
-        dropout: probability in [0, 1], in training only.
-        tie: W is E (needs embedding == hidden).
+        dropout: probability in [0, 1], in training only; or three of them: on the embeddings, between the layers, and
+            on the outputs.
+        tie: W is E (needs embedding == hidden, or == proj_size where there is one).
         seed: integer >= 0 that decides the initial weights, dropout and sampling; None draws one, kept as
             ``model.seed``.
         min_frequency: symbols that the first text holds less often are unknown ones; with "bpe", what stands side by
             side less often does not become one token.
         vocab_size: symbols of level "bpe" at most, at least 257.
+        proj_size: size of h of an LSTM with a projection; 0 for none.
+        bidirectional: False; True is refused, as the model would see the tokens that it is to predict.
         dtype: "float32" or "float64".
         device: "cpu", "cuda" or "cuda:N": where the weights are, and what is computed.
 
@@ -69,8 +72,10 @@ class LanguageModel(NeuralModel):
     _format = "fastrnn.LanguageModel"
     _config = (
         "level", "cell", "embedding", "hidden", "layers", "dropout", "tie", "seed", "min_frequency", "vocab_size",
-        "dtype",
+        "proj_size", "dtype",
     )  # fmt: skip
+
+    _FIRST: ClassVar[dict[str, Any]] = {"min_frequency": 1, "vocab_size": 8192, "proj_size": 0}
 
     def __init__(
         self,
@@ -79,31 +84,47 @@ class LanguageModel(NeuralModel):
         embedding: int = 64,
         hidden: int = 256,
         layers: int = 1,
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         tie: bool = False,
         seed: int | None = None,
         *,
         min_frequency: int = 1,
         vocab_size: int = 8192,
+        proj_size: int = 0,
+        bidirectional: bool = False,
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
         where = "LanguageModel"
+        if check_flag(where, "bidirectional", bidirectional):
+            raise ValueError(
+                f"{where}: bidirectional must be False, got True: the reverse direction has read the tokens that the "
+                "model is to predict"
+            )
         arrays = device_arrays(where, device)
-        super().__init__(level, seed, min_frequency, vocab_size, embedding, hidden, dropout, dtype, arrays)
+        super().__init__(level, seed, min_frequency, vocab_size, embedding, hidden, dtype, arrays)
+        self.dropout, (on_embeddings, between, on_outputs) = _checked_dropout(where, dropout)
+        self._drop_embeddings, self._drop_outputs = Dropout(on_embeddings, arrays), Dropout(on_outputs, arrays)
         self.cell = check_choice(where, "cell", cell, _CELLS)
         self.layers = check_size(where, "layers", layers)
+        self.proj_size = check_size(where, "proj_size", proj_size, low=0)
+        if self.proj_size and self.cell != "lstm":
+            raise ValueError(f"{where}: proj_size is for cell='lstm', got proj_size={proj_size} and cell={cell!r}")
+        self.outputs = self.proj_size or self.hidden
         self.tie = check_flag(where, "tie", tie)
-        if self.tie and self.embedding != self.hidden:
-            raise ValueError(f"{where}: tie needs embedding == hidden, got embedding={embedding} and hidden={hidden}")
+        if self.tie and self.embedding != self.outputs:
+            size = f"proj_size={proj_size}" if self.proj_size else f"hidden={hidden}"
+            raise ValueError(f"{where}: tie needs embedding == {size.partition('=')[0]}, got {embedding=} and {size}")
+        options = {"proj_size": self.proj_size} if self.proj_size else {}
         self.recurrent = _CELLS[self.cell](
             self.embedding,
             self.hidden,
             self.layers,
-            dropout=self.dropout if self.layers > 1 else 0.0,
+            dropout=between if self.layers > 1 else 0.0,
             dtype=self.dtype,
             device=arrays.device,
             seed=int(self._seeds["recurrent"].generate_state(1)[0]),
+            **options,
         )
 
     @classmethod
@@ -113,7 +134,7 @@ class LanguageModel(NeuralModel):
     def _build(self, vocabulary: Vocabulary) -> Vocabulary:
         rng, dtype = np.random.default_rng(self._seeds["weights"]), np.dtype(self.dtype)
         tied = self.embed = Embedding(len(vocabulary), self.embedding, dtype, rng, self._arrays)
-        self.output = Output(self.hidden, len(vocabulary), dtype, rng, tied if self.tie else None, self._arrays)
+        self.output = Output(self.outputs, len(vocabulary), dtype, rng, tied if self.tie else None, self._arrays)
         return super()._build(vocabulary)
 
     def _parts(self) -> dict[str, Part]:
@@ -132,21 +153,21 @@ class LanguageModel(NeuralModel):
         accumulate: bool = True,
     ) -> tuple[float, Any]:
         self._built("loss_and_grads")
-        if rng is None and self.dropout > 0.0 and self.layers > 1:
+        if rng is None and self.recurrent.dropout > 0.0:
             raise ValueError("LanguageModel.loss_and_grads: a model with dropout needs rng")
         with self._arrays.current():
-            x, x_mask = self._drop.forward(self.embed.forward(inputs), rng)
+            x, x_mask = self._drop_embeddings.forward(self.embed.forward(inputs), rng)
             dropout_seed = None if rng is None else int(rng.integers(2**64, dtype=np.uint64))
             y, state_n, tape = self.recurrent.forward(x, state, dropout_seed=dropout_seed)
-            rows, y_mask = self._drop.forward(y.reshape(-1, self.hidden), rng)
+            rows, y_mask = self._drop_outputs.forward(y.reshape(-1, self.outputs), rng)
             if not accumulate:
                 self.recurrent.zero_grad()
                 if not self.tie:
                     self.embed.zero_written_rows()
             loss, drows = self._loss(rows, targets, accumulate)
-            drows = self._drop.backward(y_mask, drows)
+            drows = Dropout.backward(y_mask, drows)
             dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))
-            self.embed.backward(inputs, self._drop.backward(x_mask, dx))
+            self.embed.backward(inputs, Dropout.backward(x_mask, dx))
         return loss, state_n
 
     def _nats(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -159,7 +180,7 @@ class LanguageModel(NeuralModel):
             with self._arrays.current():
                 x = self.embed.forward(inputs[chunk])
                 y, state = self.recurrent(x, state, lengths=None if (left == steps).all() else left)
-                nats = self.output.nats(y.reshape(-1, self.hidden), targets[chunk].reshape(-1))
+                nats = self.output.nats(y.reshape(-1, self.outputs), targets[chunk].reshape(-1))
                 host = self._arrays.download(nats)
             yield host.reshape(steps, batch_size), np.arange(steps)[:, None] < left
 
@@ -184,3 +205,14 @@ class _Stream:
 
     def select(self, rows: np.ndarray) -> None:
         self._stream.select(rows)
+
+
+def _checked_dropout(where: str, dropout: Any) -> tuple[float | list[float], list[float]]:
+    """As the configuration has it, and the three probabilities."""
+    if not isinstance(dropout, (list, tuple)):
+        p = check_probability(where, "dropout", dropout)
+        return p, [p] * 3
+    if len(dropout) != 3:
+        raise ValueError(f"{where}: dropout must be one number or three, got {len(dropout)}")
+    each = [check_probability(where, f"dropout[{i}]", p) for i, p in enumerate(dropout)]
+    return each, each

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..arrays import HOST, Arrays
-from ..checks import check_choice, check_flag, check_probability, check_real, check_size
+from ..checks import check_choice, check_flag, check_real, check_size
 from . import training
-from .nn import Dropout, Output
+from .nn import Output
 from .progress import reporter
+from .run import Run
+from .schedules import Options
 from .text_model import Text, TextModel
 
 
@@ -42,7 +44,6 @@ class NeuralModel(TextModel):
         vocab_size: int,
         embedding: int,
         hidden: int,
-        dropout: float,
         dtype: str,
         arrays: Arrays = HOST,
     ) -> None:
@@ -50,10 +51,8 @@ class NeuralModel(TextModel):
         where = type(self).__name__
         self.embedding = check_size(where, "embedding", embedding)
         self.hidden = check_size(where, "hidden", hidden)
-        self.dropout = check_probability(where, "dropout", dropout)
         self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
         self._arrays = arrays
-        self._drop = Dropout(self.dropout, arrays)
         self._training: training.State | None = None
 
     # -- parameters ----------------------------------------------------------------------------------------------------
@@ -195,12 +194,14 @@ class NeuralModel(TextModel):
             seconds: stop after this much time, whatever is left of ``epochs``; "cosine" then ends on time. The clock
                 takes part in such a run: it does not repeat to the bit.
             checkpoint: folder that ``save`` writes to after each epoch; its subfolder ``best`` gets the model of the
-                lowest loss on ``valid``. The records go into its file ``log.csv`` and, where the package tensorboard is
-                installed, as scalars into its subfolder ``tensorboard``. The tokens of texts given as files are kept in
-                its subfolder ``tokens`` and mapped into memory from there.
+                lowest loss on ``valid``; a run without ``resume`` removes that of an earlier one. The records go into
+                its file ``log.csv`` and, where the package tensorboard is installed, as scalars into its subfolder
+                ``tensorboard``. The tokens of texts given as files are kept in its subfolder ``tokens`` and mapped into
+                memory from there.
             resume: carry on from the training state of this model (of an earlier ``fit``, or loaded), with the same
-                text and options. The result is that of one uninterrupted run, to the bit. What says when to stop or
-                what is shown (``epochs``, but not with cosine, ``patience``, ``seconds``, ``sample_every``) may change.
+                text and options. The result is that of one uninterrupted run: to the bit with the same number of
+                threads (``set_num_threads``) and the same instruction set. What says when to stop or what is shown
+                (``epochs``, but not with cosine, ``patience``, ``seconds``, ``sample_every``) may change.
             sample_every: show 100 tokens that the model writes, at temperature 0.8, each time after so many steps. They
                 are drawn by ``seed`` apart from everything else: the weights are those of a run without.
             progress: True shows progress on standard error, False nothing; or an object (``models.progress.Progress``).
@@ -221,9 +222,10 @@ class NeuralModel(TextModel):
         Socher, "Regularizing and optimizing LSTM language models", 2018 (average).
         """
         where = f"{type(self).__name__}.fit"
-        options = training.Options.checked(
-            where, batch_size, bptt, optimizer, lr, momentum, weight_decay, clip, schedule, warmup, decay, decay_after,
-            average,
+        options = Options.checked(
+            where, batch_size=batch_size, bptt=bptt, optimizer=optimizer, lr=lr, momentum=momentum,
+            weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, decay=decay,
+            decay_after=decay_after, average=average,
         )  # fmt: skip
         epochs = check_size(where, "epochs", epochs)
         if patience is not None:
@@ -234,7 +236,8 @@ class NeuralModel(TextModel):
             seconds = check_real(where, "seconds", seconds, above=True)
         if sample_every is not None:
             sample_every = check_size(where, "sample_every", sample_every)
-        self._check_text("fit", "train", train, least=options.batch_size + 1)
+        least, why = options.batch_size + 1, " (batch_size + 1)"
+        self._check_text("fit", "train", train, least, why)
         if valid is not None:
             self._check_text("fit", "valid", valid, least=2)
         report = reporter(where, progress)
@@ -246,9 +249,9 @@ class NeuralModel(TextModel):
             raise ValueError(f"{where}: resume needs a model with training state: fitted before, or loaded with it")
         if self.vocabulary is None:
             self.build(train)
-        ids = self._ids("fit", "train", train, options.batch_size + 1, checkpoint)
+        ids = self._ids("fit", "train", train, least, checkpoint, why)
         held_out = None if valid is None else self._ids("fit", "valid", valid, 2, checkpoint)
-        return training.Run(
+        return Run(
             self,
             training.Trainer(self, ids, options, epochs),
             report,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint import remove_best
 from .ngram import NgramModel
 from .progress import reporter
 from .text_model import Text, TextModel, cut
@@ -33,7 +34,7 @@ class NgramLanguageModel(TextModel):
 
     Example:
         >>> from fastrnn.models import NgramLanguageModel
-        >>> model = NgramLanguageModel(level="char", order=4)
+        >>> model = NgramLanguageModel(order=4)
         >>> history = model.fit("hello world. " * 50, progress=False)
         >>> model.evaluate("hello world. hello world.")["perplexity"] < 1.5
         True
@@ -44,7 +45,7 @@ class NgramLanguageModel(TextModel):
 
     def __init__(
         self,
-        level: str = "word",
+        level: str = "char",
         order: int = 5,
         smoothing: str = "kneser_ney",
         *,
@@ -114,6 +115,7 @@ class NgramLanguageModel(TextModel):
                 record |= {"valid_loss": result["loss"], "valid_perplexity": result["perplexity"]}
             self.history = [record]
             if checkpoint is not None:
+                remove_best(checkpoint)
                 self.save(checkpoint)
             figures = f"{self.num_parameters:,} n-grams"
             if "valid_perplexity" in record:

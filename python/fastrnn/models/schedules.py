@@ -47,19 +47,21 @@ class Options:
     def checked(
         cls,
         where: str,
-        batch_size: Any,
-        bptt: Any,
-        optimizer: Any,
-        lr: Any,
-        momentum: Any,
-        weight_decay: Any,
-        clip: Any,
-        schedule: Any,
-        warmup: Any,
+        *,
+        batch_size: Any = 32,
+        bptt: Any = 64,
+        optimizer: Any = "adam",
+        lr: Any = None,
+        momentum: Any = 0.0,
+        weight_decay: Any = 0.0,
+        clip: Any = 1.0,
+        schedule: Any = "constant",
+        warmup: Any = 0,
         decay: Any = None,
         decay_after: Any = None,
         average: Any = None,
     ) -> Options:
+        """From arguments of ``fit``, with its defaults; a TypeError or ValueError names the one that is wrong."""
         check_choice(where, "optimizer", optimizer, _DEFAULT_LR)
         options = cls(
             batch_size=check_size(where, "batch_size", batch_size),

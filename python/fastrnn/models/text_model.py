@@ -31,6 +31,7 @@ class TextModel(ABC):
 
     _format: ClassVar[str]
     _config: ClassVar[tuple[str, ...]]
+    _FIRST: ClassVar[dict[str, Any]] = {}  # what the first models' configurations had not
 
     def __init__(self, level: str, seed: int | None, min_frequency: int = 1, vocab_size: int = _VOCAB_SIZE) -> None:
         where = type(self).__name__
@@ -107,22 +108,23 @@ class TextModel(ABC):
             )
         return self.vocabulary
 
-    def _check_text(self, call: str, name: str, text: Any, least: int) -> None:
-        """What can be told of a text before there is a vocabulary."""
+    def _check_text(self, call: str, name: str, text: Any, least: int, why: str = "") -> None:
+        """What can be told of a text before there is a vocabulary; ``why`` it must have ``least`` tokens."""
         where = f"{type(self).__name__}.{call}"
         if isinstance(text, os.PathLike):
             next(read_pieces(text))  # a file that cannot be read fails here
             return
         if not isinstance(text, str):
             raise TypeError(f"{where}: {name} must be a str or the path of a file, got {type(text).__name__}")
-        vocabulary = VOCABULARIES[self.level]
-        if (count := vocabulary.count(text)) < least:
-            raise ValueError(f"{where}: {name} must have at least {least} {vocabulary.unit}, got {count}")
+        if (count := VOCABULARIES[self.level].count(text)) < least:
+            raise self._too_short(where, name, text, least, why, count)
 
-    def _ids(self, call: str, name: str, text: Text, least: int, folder: str | os.PathLike[str] | None) -> np.ndarray:
+    def _ids(
+        self, call: str, name: str, text: Text, least: int, folder: str | os.PathLike[str] | None, why: str = ""
+    ) -> np.ndarray:
         """A text as ids; those of a file are mapped from ``folder``, where there is one."""
         vocabulary = self._built(call)
-        self._check_text(call, name, text, least)
+        self._check_text(call, name, text, least, why)
         if isinstance(text, str):
             ids = vocabulary.encode(text)
         elif folder is None:
@@ -130,9 +132,15 @@ class TextModel(ABC):
         else:
             ids = tokenize_file(text, vocabulary, Path(folder, "tokens", f"{name}.ids"))
         if len(ids) < least:
-            where = f"{type(self).__name__}.{call}"
-            raise ValueError(f"{where}: {name} must have at least {least} {vocabulary.unit}, got {len(ids)}")
+            raise self._too_short(f"{type(self).__name__}.{call}", name, text, least, why, len(ids))
         return ids
+
+    def _too_short(self, where: str, name: str, text: Text, least: int, why: str, count: int) -> ValueError:
+        what = f"{name} must have at least {least} {VOCABULARIES[self.level].unit}{why}"
+        if not isinstance(text, str):
+            return ValueError(f"{where}: {what}, got {count} in {os.fspath(text)}")
+        hint = "; a file is given as a pathlib.Path" if os.path.exists(text) else ""
+        return ValueError(f"{where}: {what}, got {count}{hint}")
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
@@ -151,8 +159,8 @@ class TextModel(ABC):
         ``batch_size`` above 1 the text is cut into as many streams, each starting from nothing: faster, and
         slightly pessimistic.
 
-        Returns a dict: ``loss`` (nats per token), ``perplexity`` (exp(loss)), ``tokens`` (predicted tokens),
-        ``bits_per_character``.
+        Returns a dict: ``loss`` (nats per token), ``perplexity`` (exp(loss), at most 1e304), ``tokens`` (predicted
+        tokens), ``bits_per_character``.
         """
         batch_size = check_size(f"{type(self).__name__}.evaluate", "batch_size", batch_size)
         ids = self._ids("evaluate", "text", text, 2, None)
@@ -161,7 +169,7 @@ class TextModel(ABC):
         first = len(self._built("evaluate").decode(ids[:1]))  # characters that nothing predicts
         return {
             "loss": loss,
-            "perplexity": math.inf if loss > 709.0 else math.exp(loss),
+            "perplexity": perplexity(loss),
             "tokens": len(ids) - 1,
             "bits_per_character": loss * (len(ids) - 1) / math.log(2.0) / max(1, characters - first),
         }
@@ -332,7 +340,7 @@ class TextModel(ABC):
         config: Any = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config = {"min_frequency": 1, "vocab_size": _VOCAB_SIZE} | config  # which the first models had not
+        config = cls._FIRST | config
         try:
             model = cls._of_config(config, device)
             if model.config != config:
@@ -349,6 +357,8 @@ class TextModel(ABC):
 
     @classmethod
     def _of_config(cls: type[Model], config: dict[str, Any], device: str) -> Model:
+        if device != "cpu":
+            raise RuntimeError(f"{cls.__name__}.load: device must be 'cpu' for models of this kind, got {device!r}")
         return cls(**config)
 
     def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
@@ -363,9 +373,18 @@ def new_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
 
 
+def perplexity(loss: float) -> float:
+    """Of a mean loss in nats; at most 1e304, as JSON has no infinity."""
+    return math.exp(min(loss, 700.0))
+
+
 def checked_history(history: Any) -> list[dict[str, Any]]:
     if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
         raise ValueError("history must be a list of records")
+    for record in history:
+        losses = [value for name, value in record.items() if name.endswith("loss")]
+        if type(record.get("epoch")) is not int or not all(type(loss) in (int, float) for loss in losses):
+            raise ValueError(f"history must have records of epochs and their losses, got {record}")
     return history
 
 

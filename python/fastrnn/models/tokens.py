@@ -6,7 +6,6 @@ import codecs
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ def read_pieces(path: str | os.PathLike[str], size: int = _PIECE) -> Iterator[st
         empty = False
         yield piece
     if empty:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is empty: it must hold text in UTF-8")
 
 
 def _decoded(path: Path, size: int) -> Iterator[str]:
@@ -59,7 +58,8 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{error.object[error.start]:02x}"
+                    f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{error.object[error.start]:02x}; "
+                    "convert it to UTF-8"
                 ) from None
 
 
@@ -110,9 +110,7 @@ def tokenize_file(
 
     if not _holds(target, key):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=target.parent) as folder:
-            os.replace(checkpoint.write_file(Path(folder, target.name), save), target)
-        checkpoint.sync_folder(target.parent)
+        checkpoint.replace_file(target, save)
     if target.stat().st_size == _HEADER:  # nothing to map
         return np.empty(0, np.int32)
     return np.memmap(target, np.int32, "r", _HEADER)

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import FrameType
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import check_real, check_size
 from ..clipping import clip_grad_norm
 from ..optim import Average
-from .logs import CSV, Log
-from .progress import Progress
+from ..threads import get_num_threads
 from .schedules import Options
+from .text_model import perplexity
 
 if TYPE_CHECKING:
     from .neural_model import NeuralModel
-
-BEST = "best"  # folder of the best checkpoint, in that of the latest
 
 
 @dataclass
@@ -66,6 +61,7 @@ class Trainer:
         self.position = 0  # time step of the streams
         self.steps = 0
         self.scale = 1.0  # of the learning rate, after plateaus
+        self.best = math.inf  # lowest loss on valid, that of a part of an epoch (after Ctrl-C) too
         self.whole = True  # weights, optimizer and progress belong to the same step
         self._state: Any = None
         self._text = [len(ids), zlib.crc32(np.ascontiguousarray(ids).data)]
@@ -185,7 +181,9 @@ class Trainer:
             "epochs": self.epochs,
             "text": self._text,
             "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "best": self.best if math.isfinite(self.best) else None,
             "rng": self.rng.bit_generator.state,
+            "threads": get_num_threads(),
         }
         arrays: dict[str, np.ndarray] = {}
         for part in ("optimizer", "average"):
@@ -212,20 +210,42 @@ class Trainer:
                 carried = arrays("state")
                 parts = [carried[str(i)] for i in range(len(carried))]
                 kept = {"scale": 1.0, "norms": 0.0} | data["progress"]  # which the first runs had not
-                progress = {name: kind(kept[name]) for name, kind in _PROGRESS.items()}
+                progress = {name: check("progress", name, kept[name]) for name, check in _PROGRESS.items()}
+                self._check_place(**progress)
+                losses = [record["valid_loss"] for record in self.model.history if "valid_loss" in record]
+                best = min(losses, default=math.inf)  # the first runs had not stored it
+                if data.get("best") is not None:
+                    best = check_real("progress", "best", data["best"])
                 average = Average(self.model.parameters) if "average" in data else None
                 if average is not None:
                     average.load_state_dict({**data["average"], "state": arrays("average")})
                 self.rng.bit_generator.state = data["rng"]
                 self.optimizer.load_state_dict({**data["optimizer"], "state": arrays("optimizer")})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{where}: the training state is damaged: {error!r}") from None
         if difference is not None:
             raise ValueError(f"{where}: resume needs {difference}")
         for name, value in progress.items():
             setattr(self, name, value)
-        self.average = average
+        self.best, self.average = best, average
         self._state = None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
+
+    def _check_place(self, position: int, epoch: int, **progress: float) -> None:
+        """What ``step`` counts belongs together."""
+        length, bptt = len(self.inputs), self.options.bptt
+        if position % bptt or position >= length:
+            raise ValueError(f"position must be a multiple of {bptt} below {length}, got {position}")
+        read = position or (length if progress["epoch_steps"] else 0)  # since the epoch began
+        expected = {
+            "epoch_steps": -(-read // bptt),
+            "tokens": read * self.options.batch_size,
+            "steps": epoch * self.steps_per_epoch + position // bptt,
+        }
+        for name, value in expected.items():
+            if progress[name] != value:
+                raise ValueError(
+                    f"{name} must be {value} at position {position} of epoch {epoch}, got {progress[name]}"
+                )
 
     def _difference(self, data: Mapping[str, Any]) -> str | None:
         """What the run of a ``state()`` had that this one has not."""
@@ -241,177 +261,16 @@ class Trainer:
         return None
 
 
-_PROGRESS = {
-    "epoch": int,
-    "position": int,
-    "steps": int,
-    "scale": float,
-    "nats": float,
-    "tokens": int,
-    "norms": float,
-    "clipped": int,
-    "epoch_steps": int,
-    "seconds": float,
+_count = partial(check_size, low=0)
+_PROGRESS: dict[str, Callable[[str, str, Any], Any]] = {
+    "epoch": _count,
+    "position": _count,
+    "steps": _count,
+    "scale": check_real,
+    "nats": check_real,
+    "tokens": _count,
+    "norms": check_real,
+    "clipped": _count,
+    "epoch_steps": _count,
+    "seconds": check_real,
 }
-
-
-@dataclass
-class Run:
-    """What ``fit`` does around the steps: evaluation, checkpoints, reports, the end.
-
-    Of the model, trainer and run need ``loss_and_grads``, ``parameters``, ``grads``, ``save`` and ``history``.
-    ``evaluate`` gives the loss on valid, ``sample`` a text that the model writes.
-    """
-
-    model: NeuralModel
-    trainer: Trainer
-    report: Progress
-    evaluate: Callable[[], float] | None = None
-    sample: Callable[[], str] | None = None
-    sample_every: int | None = None
-    patience: int | None = None
-    seconds: float | None = None
-    checkpoint: str | os.PathLike[str] | None = None
-    _saved: bool = field(default=False, init=False)  # a checkpoint of this run is there
-
-    def go(self) -> list[dict[str, Any]]:
-        """The run behind ``fit``, which checks the arguments and explains them."""
-        model, trainer, report, seconds = self.model, self.trainer, self.report, self.seconds
-        if model._training is not None:
-            trainer.restore(f"{type(model).__name__}.fit", model._training)
-            self._saved = self.checkpoint is not None and Path(self.checkpoint, CSV).exists()
-        else:
-            model.history = []
-        if self._finished():
-            return model.history
-        log = None if self.checkpoint is None else Log(self.checkpoint)
-        begun = time.monotonic()
-        total = trainer.steps_per_epoch * trainer.epochs
-        report.start(total, "training")
-        with interruptions() as interrupted:
-            trainer.exchange()
-            try:
-                finished = False
-                while not finished:
-                    spent = 0.0 if seconds is None else (time.monotonic() - begun) / seconds
-                    if not trainer.at_end:  # a run may have been cut off there
-                        trainer.step(max(trainer.done, spent))
-                        report.update(round(max(trainer.done, spent) * total), _figures(trainer))
-                        if self.sample_every is not None and trainer.steps % self.sample_every == 0:
-                            self._show_sample()
-                    stopped = interrupted() or (seconds is not None and time.monotonic() - begun >= seconds)
-                    if trainer.at_end or stopped:
-                        self._end_epoch(log)
-                        finished = stopped or self._finished()
-            except FloatingPointError as error:
-                if not self._saved:
-                    raise
-                raise FloatingPointError(f"{error}; the last good checkpoint is in {self.checkpoint}") from None
-            finally:
-                # However the run ended, it can be carried on from the weights as they are; not from half a step.
-                trainer.exchange()
-                model._training = trainer.state() if trainer.whole else None
-                report.close()
-                if log is not None:
-                    log.close()
-        if interrupted():
-            raise KeyboardInterrupt
-        return model.history
-
-    def _losses(self) -> list[float]:
-        """On valid after each epoch. A record of a part of one gives way to that of the whole."""
-        losses = {
-            record["epoch"]: record["valid_loss"]
-            for record in self.model.history
-            if "valid_loss" in record and record["epoch"] <= self.trainer.epoch
-        }
-        return list(losses.values())
-
-    def _finished(self) -> bool:
-        trainer = self.trainer
-        return not trainer.at_end and (trainer.epoch >= trainer.epochs or self._lost_patience())
-
-    def _lost_patience(self) -> bool:
-        losses = self._losses()
-        if self.patience is None or not losses:
-            return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
-
-    def _show_sample(self) -> None:
-        assert self.sample is not None
-        with self.trainer.averaged():
-            text = self.sample()
-        self.report.message(f"step {self.trainer.steps} writes:\n{text}\n")
-
-    def _end_epoch(self, log: Log | None) -> None:
-        model, trainer = self.model, self.trainer
-        record, ended = trainer.record(), trainer.at_end
-        figures = f"epoch {record['epoch']}/{trainer.epochs}: loss {record['loss']:.3f}, "
-        figures += f"perplexity {record['perplexity']:.2f}"
-        improved = False
-        if self.evaluate is not None:
-            with trainer.averaged(), np.errstate(all="ignore"):
-                loss = self.evaluate()
-            if not math.isfinite(loss):
-                trainer.whole = False  # nothing to go on from
-                raise FloatingPointError(
-                    f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) valid has loss "
-                    f"{loss}: try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
-                )
-            improved = loss < min((each.get("valid_loss", math.inf) for each in model.history), default=math.inf)
-            record |= {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-            figures += f", valid {record['valid_perplexity']:.2f}"
-        model.history.append(record)
-        if ended:
-            trainer.end_epoch(self._losses())
-        with trainer.averaged():
-            model._training = trainer.state()
-            if self.checkpoint is not None:
-                model.save(self.checkpoint)
-                self._saved = True
-                if improved:
-                    model.save(Path(self.checkpoint, BEST), training=False)
-        if log is not None:
-            log.write(model.history)
-        self.report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
-        if ended and self._lost_patience():
-            self.report.message(f"stopped: no lower loss on valid in {self.patience} epochs")
-
-
-def perplexity(loss: float) -> float:
-    """Of a mean loss in nats; finite, as JSON needs it."""
-    return math.exp(min(loss, 700.0))
-
-
-@contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """Puts Ctrl-C off until the step is done: whether it came is asked for. A second one acts at once."""
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        signal.signal(number, signal.default_int_handler)
-
-    # Only the main thread gets signals, and who has a handler of their own keeps it.
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: came
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _figures(trainer: Trainer) -> str:
-    if trainer.tokens == 0:  # at the end of an epoch the sums begin anew
-        return ""
-    record = trainer.record()
-    return (
-        f"loss {record['loss']:.3f}  ppl {record['perplexity']:.2f}  "
-        f"{record['tokens_per_second']:,.0f} tok/s  lr {record['lr']:.1e}"
-    )

@@ -1,12 +1,13 @@
 """Vocabularies: text to integers and back.
 
 All have the same methods. ``of_text`` and ``of_pieces`` make one, ``encode`` and ``decode`` go there and back,
-``to_dict`` and ``vocabulary_from_dict`` keep it with a model. Id 0 stands for whatever the text behind the vocabulary
-did not hold.
+``pieces`` tells what of the text each id stands for, ``to_dict`` and ``vocabulary_from_dict`` keep it with a model.
+Id 0 stands for whatever the text behind the vocabulary did not hold.
 """
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ from ..checks import check_size
 UNKNOWN = 0  # the id of every symbol that training did not see
 REPLACEMENT = "\ufffd"  # what that id is shown as among characters
 _UNK, _EOS = "<unk>", "<eos>"
+_WORD = re.compile(r"[^\S\n]*(?:\n|\S+)")  # or line break, with the blanks before it
 _LAST_CUT = re.compile(r".+([ \t\r\n])\S", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLOCK = 1 << 14  # characters that a tokenizer gets at a time
@@ -116,6 +118,10 @@ class CharVocabulary:
         places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         return np.where(self._codes[places] == codes, places + 1, UNKNOWN).astype(np.int32)
 
+    def pieces(self, text: str) -> list[str]:
+        """The characters of a text, unknown ones as they are: one for each id."""
+        return list(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; the unknown id becomes U+FFFD."""
         table = [REPLACEMENT, *self._symbols]
@@ -203,6 +209,13 @@ class WordVocabulary:
             if i + 1 < len(lines):
                 ids.append(1)
         return np.array(ids, np.int32)
+
+    def pieces(self, text: str) -> list[str]:
+        """The words and line breaks of a text, each with the blanks before it, unknown words as they are: one an id.
+
+        Blanks that end the text are in none.
+        """
+        return _WORD.findall(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: words with spaces between them, a line break for each ``<eos>``."""
@@ -327,6 +340,13 @@ class BpeVocabulary:
         while batch := list(itertools.islice(blocks, _BATCH)):
             ids += [np.array(encoding.ids, np.int32) for encoding in self._tokenizer.encode_batch_fast(batch)]
         return np.concatenate(ids)
+
+    def pieces(self, text: str) -> list[str]:
+        """The parts of a text that its ids stand for; a character belongs to the token with its last byte."""
+        sizes = [len(self._tokens[i]) for i in self.encode(text)]  # a character of a token is a byte of the text
+        data, decoder = text.encode(), codecs.getincrementaldecoder("utf-8")()
+        ends = itertools.accumulate(sizes)
+        return [decoder.decode(data[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are no whole character become U+FFFD."""

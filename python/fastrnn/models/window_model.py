@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_flag, check_size
+from ..checks import check_flag, check_probability, check_size
 from .neural_model import NeuralModel, Part
-from .nn import Embedding, Linear, Output
+from .nn import Dropout, Embedding, Linear, Output
 from .text_model import cut
 from .vocabulary import Vocabulary
 
@@ -52,7 +52,7 @@ class WindowModel(NeuralModel):
 
     Example:
         >>> from fastrnn.models import WindowModel
-        >>> model = WindowModel(level="char", window=5, embedding=8, hidden=32, seed=1)
+        >>> model = WindowModel(window=5, embedding=8, hidden=32, seed=1)
         >>> history = model.fit("hello world. " * 50, epochs=20, batch_size=4, bptt=16, lr=0.02, progress=False)
         >>> model.evaluate("hello world. hello world.")["perplexity"] < 1.5
         True
@@ -65,7 +65,7 @@ class WindowModel(NeuralModel):
 
     def __init__(
         self,
-        level: str = "word",
+        level: str = "char",
         window: int = 4,
         embedding: int = 64,
         hidden: int = 256,
@@ -77,7 +77,9 @@ class WindowModel(NeuralModel):
         vocab_size: int = 8192,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(level, seed, min_frequency, vocab_size, embedding, hidden, dropout, dtype)
+        super().__init__(level, seed, min_frequency, vocab_size, embedding, hidden, dtype)
+        self.dropout = check_probability("WindowModel", "dropout", dropout)
+        self._drop = Dropout(self.dropout)
         self.window = check_size("WindowModel", "window", window)
         self.direct = check_flag("WindowModel", "direct", direct)
 
