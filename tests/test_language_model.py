@@ -17,7 +17,7 @@ from fastrnn.models import CharVocabulary, LanguageModel, run
 from fastrnn.models.nn import Dropout, Embedding, Output
 from fastrnn.models.schedules import Options
 from fastrnn.models.training import Trainer, streams
-from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
+from tiny_model import QUICK, TEXT, check_gradients, tiny, tiny_trained, weights_equal
 
 
 @pytest.fixture(scope="module")
@@ -42,30 +42,7 @@ def trained() -> LanguageModel:
     ids=str,
 )
 def test_gradients_of_the_whole_model(options):
-    model = LanguageModel(**{"embedding": 4, "hidden": 5, "seed": 1, "dtype": "float64", **options})
-    model.build("abcdef")
-    ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (6, 3)).astype(np.int32)
-    _, state = model.loss_and_grads(ids[:1], ids[1:2], None, np.random.default_rng(4))
-
-    def loss() -> float:
-        return model.loss_and_grads(ids[:-1], ids[1:], state, np.random.default_rng(5))[0]
-
-    model.zero_grad()
-    loss()
-    analytic = [{name: grad.copy() for name, grad in group.items()} for group in model.grads]
-    step, checked = 1e-5, 0
-    for params, grads in zip(model.parameters, analytic, strict=True):
-        for name, param in params.items():
-            for index in np.ndindex(param.shape):
-                kept = param[index]
-                param[index] = kept + step
-                above = loss()
-                param[index] = kept - step
-                below = loss()
-                param[index] = kept
-                assert (above - below) / (2 * step) == pytest.approx(grads[name][index], rel=1e-6, abs=1e-9), name
-                checked += 1
-    assert checked == model.num_parameters
+    check_gradients(LanguageModel(**{"embedding": 4, "hidden": 5, "seed": 1, "dtype": "float64", **options}))
 
 
 def test_gradients_are_added():

@@ -13,7 +13,7 @@ from fastrnn.models.language_model import LanguageModel
 from fastrnn.models.ngram_language_model import NgramLanguageModel
 from fastrnn.models.window_model import WindowModel
 from model_files import edit
-from tiny_model import QUICK, TEXT
+from tiny_model import QUICK, TEXT, check_gradients
 
 OPTIONS = {"level": "char", "embedding": 5, "hidden": 9, "window": 3, "order": 3, "layers": 2, "seed": 3}
 
@@ -132,28 +132,7 @@ def test_nothing_is_predicted_before_fit():
     ids=str,
 )
 def test_gradients_of_the_window_model(options):
-    model = WindowModel("char", embedding=3, hidden=4, seed=1, dtype="float64", **options)
-    model.build("abcdef")
-    ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (6, 3)).astype(np.int32)
-    _, state = model.loss_and_grads(ids[:1], ids[1:2], None, np.random.default_rng(4))
-
-    def loss() -> float:
-        return model.loss_and_grads(ids[:-1], ids[1:], state, np.random.default_rng(5))[0]
-
-    model.zero_grad()
-    loss()
-    analytic = [{name: grad.copy() for name, grad in group.items()} for group in model.grads]
-    step = 1e-5
-    for params, grads in zip(model.parameters, analytic, strict=True):
-        for name, param in params.items():
-            for index in np.ndindex(param.shape):
-                kept = param[index]
-                param[index] = kept + step
-                above = loss()
-                param[index] = kept - step
-                below = loss()
-                param[index] = kept
-                assert (above - below) / (2 * step) == pytest.approx(grads[name][index], rel=1e-6, abs=1e-9), name
+    check_gradients(WindowModel("char", embedding=3, hidden=4, seed=1, dtype="float64", **options))
 
 
 def test_window_gradients_take_the_place_of_others():

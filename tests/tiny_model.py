@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from fastrnn.models import LanguageModel
+from fastrnn.models import LanguageModel, WindowModel
 from fastrnn.models.schedules import Options
 
 TEXT = "hello world, how are you? well, well. " * 12
@@ -54,3 +55,30 @@ def options_of(**options) -> Options:
 
 def poison(model):
     model.parameters[0]["weight"][...] = np.nan
+
+
+def check_gradients(model: LanguageModel | WindowModel) -> None:
+    """Of the second of two steps, in float64, against finite differences, of each weight."""
+    model.build("abcdef")
+    ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (6, 3)).astype(np.int32)
+    _, state = model.loss_and_grads(ids[:1], ids[1:2], None, np.random.default_rng(4))
+
+    def loss() -> float:
+        return model.loss_and_grads(ids[:-1], ids[1:], state, np.random.default_rng(5))[0]
+
+    model.zero_grad()
+    loss()
+    analytic = [{name: grad.copy() for name, grad in group.items()} for group in model.grads]
+    step, checked = 1e-5, 0
+    for params, grads in zip(model.parameters, analytic, strict=True):
+        for name, param in params.items():
+            for index in np.ndindex(param.shape):
+                kept = param[index]
+                param[index] = kept + step
+                above = loss()
+                param[index] = kept - step
+                below = loss()
+                param[index] = kept
+                assert (above - below) / (2 * step) == pytest.approx(grads[name][index], rel=1e-6, abs=1e-9), name
+                checked += 1
+    assert checked == model.num_parameters

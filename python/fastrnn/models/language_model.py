@@ -5,7 +5,7 @@ Everything is time-major: tokens are int32 ids (T, B), activations (T, B, size).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,11 +16,9 @@ from ..layers import GRU, LSTM, RNN
 from ..spec import device_arrays
 from .neural_model import NeuralModel, Part
 from .nn import Dropout, Embedding, Output
-from .text_model import cut
 from .vocabulary import Vocabulary
 
 _CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "rnn_relu": partial(RNN, nonlinearity="relu")}
-_CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
 
 class LanguageModel(NeuralModel):
@@ -170,19 +168,10 @@ class LanguageModel(NeuralModel):
             self.embed.backward(inputs, Dropout.backward(x_mask, dx))
         return loss, state_n
 
-    def _nats(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        inputs, targets, lengths = cut(ids, batch_size)
-        state = None
-        for start in range(0, len(inputs), _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, len(inputs)))
-            steps = chunk.stop - chunk.start
-            left = np.clip(lengths - start, 0, steps)
-            with self._arrays.current():
-                x = self.embed.forward(inputs[chunk])
-                y, state = self.recurrent(x, state, lengths=None if (left == steps).all() else left)
-                nats = self.output.nats(y.reshape(-1, self.outputs), targets[chunk].reshape(-1))
-                host = self._arrays.download(nats)
-            yield host.reshape(steps, batch_size), np.arange(steps)[:, None] < left
+    def _features(self, inputs: np.ndarray, state: Any, lengths: np.ndarray) -> tuple[Any, Any]:
+        whole = (lengths == len(inputs)).all()
+        y, state = self.recurrent(self.embed.forward(inputs), state, lengths=None if whole else lengths)
+        return y.reshape(-1, self.outputs), state
 
     def _decoder(self, ids: np.ndarray) -> _Stream:
         return _Stream(self, ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,9 @@ from .nn import Output
 from .progress import reporter
 from .run import Run
 from .schedules import Options
-from .text_model import Text, TextModel
+from .text_model import Text, TextModel, cut
+
+_CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
 
 class Part(Protocol):
@@ -139,6 +141,25 @@ class NeuralModel(TextModel):
         ``zero_grad``, in less time. They end at ``state``: what came before it is taken as given (truncated
         backpropagation through time). Without ``rng`` there is no dropout.
         """
+
+    @abstractmethod
+    def _features(self, inputs: np.ndarray, state: Any, lengths: np.ndarray) -> tuple[Any, Any]:
+        """What the output layer gets after each of (T, B) tokens, (T B, size), without dropout, and the state.
+
+        Past the end of a stream, of the ``lengths`` (B,), anything.
+        """
+
+    def _nats(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        inputs, targets, lengths = cut(ids, batch_size)
+        state = None
+        for start in range(0, len(inputs), _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, len(inputs)))
+            steps = chunk.stop - start
+            left = np.clip(lengths - start, 0, steps)
+            with self._arrays.current():
+                rows, state = self._features(inputs[chunk], state, left)
+                nats = self._arrays.download(self.output.nats(rows, targets[chunk].reshape(-1)))
+            yield nats.reshape(steps, batch_size), np.arange(steps)[:, None] < left
 
     def fit(
         self,

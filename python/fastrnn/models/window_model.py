@@ -5,7 +5,6 @@ Everything is time-major: tokens are int32 ids (T, B), activations (T, B, size).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,7 @@ import numpy as np
 from ..checks import check_flag, check_probability, check_size
 from .neural_model import NeuralModel, Part
 from .nn import Dropout, Embedding, Linear, Output
-from .text_model import cut
 from .vocabulary import Vocabulary
-
-_CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
 
 class WindowModel(NeuralModel):
@@ -109,7 +105,7 @@ class WindowModel(NeuralModel):
         steps = len(tokens) - self.window + 1
         return np.concatenate([vectors[k : k + steps] for k in range(self.window)], axis=2)
 
-    def _features(self, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+    def _joined(self, x: np.ndarray, h: np.ndarray) -> np.ndarray:
         return np.concatenate([h, x], axis=-1) if self.direct else h
 
     def loss_and_grads(
@@ -130,7 +126,7 @@ class WindowModel(NeuralModel):
         if not accumulate:
             self.linear.zero_grad()
             self.embed.zero_written_rows()
-        loss, dfeatures = self._loss(self._features(rows, h), targets, accumulate)
+        loss, dfeatures = self._loss(self._joined(rows, h), targets, accumulate)
         dh = self._drop.backward(h_mask, dfeatures[:, : self.hidden])
         drows = self.linear.backward(rows, dh * (1 - tanh * tanh))
         if self.direct:
@@ -143,22 +139,15 @@ class WindowModel(NeuralModel):
         self.embed.backward(tokens, dvectors)
         return loss, tokens[len(inputs) :]
 
-    def _nats(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        inputs, targets, lengths = cut(ids, batch_size)
-        before = None
-        for start in range(0, len(inputs), _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, len(inputs)))
-            steps = chunk.stop - chunk.start
-            tokens = self._extended(inputs[chunk], before)
-            before = tokens[steps:]
-            nats = self.output.nats(self._outputs(tokens), targets[chunk].reshape(-1))
-            yield nats.reshape(steps, batch_size), np.arange(start, chunk.stop)[:, None] < lengths
+    def _features(self, inputs: np.ndarray, state: Any, lengths: np.ndarray) -> tuple[Any, Any]:
+        tokens = self._extended(inputs, state)
+        return self._outputs(tokens), tokens[len(inputs) :]
 
     def _outputs(self, tokens: np.ndarray) -> np.ndarray:
-        """What the output layer gets after each of (T, B) tokens, (T B, size), without dropout."""
+        """What the output layer gets after the last T of (window - 1 + T, B) tokens, (T B, size), without dropout."""
         x = self._seen(tokens)
         rows = x.reshape(-1, x.shape[2])
-        return self._features(rows, np.tanh(self.linear.forward(rows)))
+        return self._joined(rows, np.tanh(self.linear.forward(rows)))
 
     def _decoder(self, ids: np.ndarray) -> _Window:
         return _Window(self, ids)
