@@ -38,11 +38,22 @@ def test_other_dtypes_run_on_torch():
     assert not y[1:, 1].any()
 
 
-def test_autocast_gives_what_torch_gives():
-    theirs, mine = pair("LSTM", 3, 8)
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast_gives_what_torch_gives(cell):
+    theirs, mine = pair(cell, 3, 8)
     x = torch.randn(5, 4, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (y, _), (expected, _) = mine(x), theirs(x)
+
+    def outcome(layer):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            try:
+                return layer(x)[0]
+            except RuntimeError as error:  # torch's own: on some CPUs oneDNN has no LSTM of bfloat16
+                return str(error)
+
+    y, expected = outcome(mine), outcome(theirs)
+    if isinstance(expected, str):
+        assert y == expected
+        return
     assert y.dtype == expected.dtype
     assert torch.equal(y, expected)
 
