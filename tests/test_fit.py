@@ -17,7 +17,7 @@ import pytest
 import fastrnn
 from fastrnn import output
 from fastrnn.models import LanguageModel, kinds
-from fastrnn.models.text_model import perplexity
+from fastrnn.models.model import perplexity
 from tiny_model import QUICK, SGD, STEPS, TEXT, Reporter, options_of, poison, tiny, weights_equal
 
 LOSSES = [5.0, 4.0, 4.5, 3.0, 3.5, 3.5, 3.5, 4.5, 2.0, 2.5, 2.5, 2.5]  # of scripted evaluations

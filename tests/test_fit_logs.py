@@ -16,7 +16,7 @@ import pytest
 
 from fastrnn.models import LanguageModel, checkpoint
 from fastrnn.models import progress as progress_module
-from fastrnn.models.training import Trainer, streams
+from fastrnn.models.training import Streams, Trainer, streams
 from tiny_model import QUICK, STEPS, TEXT, Reporter, options_of, poison, tiny, weights_equal
 
 # -- logs --------------------------------------------------------------------------------------------------------------
@@ -185,21 +185,21 @@ def test_a_text_in_a_file_trains_as_in_memory(tmp_path, batch_size, dtype):
     other.build(TEXT)
     ids.astype(dtype).tofile(tmp_path / "ids")
     stored = np.memmap(tmp_path / "ids", dtype, "r")
-    options = options_of(batch_size=batch_size)
-    trainers = [Trainer(model, text, options, 2) for model, text in ((one, ids), (other, stored))]
-    for trainer in trainers:
+    data = [Streams(text, batch_size, 16) for text in (ids, stored)]
+    trainers = [Trainer(model, each, options_of(), 2) for model, each in zip((one, other), data, strict=True)]
+    for trainer, streamed in zip(trainers, data, strict=True):
         while trainer.epoch < 2:
-            inputs, targets = trainer.batch()
+            inputs, targets = streamed.batch(trainer.position)
             for array in (inputs, targets):
                 assert array.dtype == np.int32
                 assert array.flags.c_contiguous
-                assert array.shape == (min(16, len(trainer.inputs) - trainer.position), batch_size)
+                assert array.shape == (min(16, streamed.length - trainer.position), batch_size)
             start = trainer.position
             assert inputs[0, 0] == ids[start]
-            assert targets[-1, -1] == ids[(batch_size - 1) * len(trainer.inputs) + start + len(targets)]
+            assert targets[-1, -1] == ids[(batch_size - 1) * streamed.length + start + len(targets)]
             trainer.step(0.0)
     assert weights_equal(one, other)
-    assert trainers[1]._text == [len(ids), zlib.crc32(ids.astype(dtype).tobytes())]
+    assert data[1].fingerprint == [len(ids), zlib.crc32(ids.astype(dtype).tobytes())]
 
 
 def test_a_text_in_a_file_is_not_copied(tmp_path):
@@ -211,7 +211,7 @@ def test_a_text_in_a_file_is_not_copied(tmp_path):
     model.build(TEXT)
     tracemalloc.start()
     try:
-        trainer = Trainer(model, stored, options_of(batch_size=32), 1)
+        trainer = Trainer(model, Streams(stored, 32, 16), options_of(), 1)
         trainer.step(0.0)
         _, peak = tracemalloc.get_traced_memory()
     finally:

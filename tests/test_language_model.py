@@ -16,7 +16,7 @@ import fastrnn
 from fastrnn.models import CharVocabulary, LanguageModel, run
 from fastrnn.models.nn import Dropout, Embedding, Output
 from fastrnn.models.schedules import Options
-from fastrnn.models.training import Trainer, streams
+from fastrnn.models.training import Streams, Trainer, streams
 from tiny_model import QUICK, TEXT, check_gradients, tiny, tiny_trained, weights_equal
 
 
@@ -183,8 +183,8 @@ def test_state_is_carried_over():
 def test_schedules():
     model = tiny()
     model.build(TEXT)
-    base = Options.checked("t", batch_size=4, bptt=16, lr=0.1, warmup=4)
-    trainer = Trainer(model, model.vocabulary.encode(TEXT), base, epochs=2)
+    base = Options.checked("t", lr=0.1, warmup=4)
+    trainer = Trainer(model, Streams(model.vocabulary.encode(TEXT), 4, 16), base, epochs=2)
     rates = []
     for _ in range(6):
         trainer.step(0.5)

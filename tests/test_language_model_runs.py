@@ -17,7 +17,7 @@ import pytest
 from fastrnn.models import LanguageModel, checkpoint, safetensors
 from fastrnn.models import progress as progress_module
 from fastrnn.models.schedules import Options
-from fastrnn.models.training import Trainer
+from fastrnn.models.training import Streams, Trainer
 from model_files import edit
 from tiny_model import QUICK, TEXT, tiny, tiny_trained, weights_equal
 
@@ -63,8 +63,7 @@ def test_resume_is_exact(tmp_path, optimizer):
 
 def test_resume_within_an_epoch_is_exact(tmp_path):
     def trainer(model):
-        options = Options.checked("t", batch_size=4, bptt=16)
-        return Trainer(model, model.vocabulary.encode(TEXT), options, epochs=2)
+        return Trainer(model, Streams(model.vocabulary.encode(TEXT), 4, 16), Options.checked("t"), epochs=2)
 
     for cell in ("lstm", "gru"):
         model = tiny(cell=cell, layers=2, dropout=0.3)

@@ -50,7 +50,7 @@ class Reporter:
 
 
 def options_of(**options) -> Options:
-    return Options.checked("t", **{"batch_size": 4, "bptt": 16, "optimizer": "sgd"} | options)
+    return Options.checked("t", **{"optimizer": "sgd"} | options)
 
 
 def poison(model):

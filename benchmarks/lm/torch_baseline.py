@@ -26,7 +26,7 @@ import fastrnn
 from fastrnn.bench import machine
 from fastrnn.models import LanguageModel
 from fastrnn.models.schedules import Options
-from fastrnn.models.training import Trainer
+from fastrnn.models.training import Streams, Trainer
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def make_trainer(shape: Shape, data: Path, dropout: float = 0.0) -> Trainer:
     if len(vocabulary) != shape.symbols:
         raise ValueError(f"the text in {data} must have {shape.symbols:,} symbols, got {len(vocabulary):,}")
     options = Options.checked(
-        "make_trainer", batch_size=shape.batch, bptt=shape.bptt, optimizer=shape.optimizer, lr=shape.lr, momentum=0.0,
-        weight_decay=0.0, clip=CLIP, schedule="constant", warmup=0,
+        "make_trainer", optimizer=shape.optimizer, lr=shape.lr, momentum=0.0, weight_decay=0.0, clip=CLIP,
+        schedule="constant", warmup=0,
     )  # fmt: skip
-    return Trainer(model, vocabulary.encode(text), options, epochs=10**6)
+    return Trainer(model, Streams(vocabulary.encode(text), shape.batch, shape.bptt), options, epochs=10**6)
 
 
 def measure(shape: Shape, data: Path, seconds: float) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def measure(shape: Shape, data: Path, seconds: float) -> dict[str, Any]:
     times: dict[str, list[float]] = {"fastrnn": [], "torch": []}
     worst, end = 0.0, perf_counter() + seconds
     while perf_counter() < end or len(times["torch"]) < 5:
-        inputs, targets = ours.batch()
+        inputs, targets = ours.data.batch(ours.position)
         nats, start = ours.nats, perf_counter()
         ours.step(0.0)
         middle = perf_counter()

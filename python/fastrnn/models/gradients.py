@@ -17,7 +17,7 @@ from .. import functional
 from ..checks import check_choice, check_size
 from .inspection import KERNELS, as_parts, as_state, encode, rounded
 from .schedules import Options
-from .training import Trainer
+from .training import Streams, Trainer
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
@@ -185,9 +185,10 @@ def gradient_norms(
     """
     where = "gradient_norms"
     steps = check_size(where, "steps", steps)
-    options = Options.checked(where, batch_size=batch_size, bptt=bptt, optimizer="sgd", lr=lr, clip=clip)
-    ids = encode(where, model, text, options.batch_size + 1)
-    trainer = Trainer(copy.deepcopy(model), ids, options, epochs=1)
+    batch_size, bptt = check_size(where, "batch_size", batch_size), check_size(where, "bptt", bptt)
+    options = Options.checked(where, optimizer="sgd", lr=lr, clip=clip)
+    ids = encode(where, model, text, batch_size + 1)
+    trainer = Trainer(copy.deepcopy(model), Streams(ids, batch_size, bptt), options, epochs=1)
     trainer.model.zero_grad()
     norms: list[float] = []
     losses: list[float] = []

@@ -16,8 +16,9 @@ import numpy as np
 from ..checks import check_probability, check_real, check_size
 from . import checkpoint as files
 from .decoding import Decoder, log_softmax
+from .model import checked_history, perplexity
 from .progress import reporter
-from .text_model import Text, TextModel, checked_history, perplexity
+from .text_model import Text, TextModel
 
 _SUM_ERROR = 1e-6  # that of float32 weights
 _PART = re.compile(r"part-[0-9a-f]{12}")

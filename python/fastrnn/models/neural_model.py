@@ -1,36 +1,27 @@
-"""Language models of weights: their parameters, training by gradients, and their files."""
+"""Language models of weights: what they compute, and training on a text."""
 
 from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ..arrays import HOST, Arrays
-from ..checks import check_choice, check_flag, check_real, check_size
-from . import training
+from ..checks import check_choice, check_size
 from .nn import Output
-from .progress import reporter
-from .run import Run
+from .run import Settings
 from .schedules import Options
 from .text_model import Text, TextModel, cut
+from .trainable import Trainable
+from .training import Streams
 
 _CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
 
-class Part(Protocol):
-    """A layer of a model: parameters, and their gradients under the same names."""
-
-    parameters: dict[str, Any]
-    grads: dict[str, Any]
-
-    def zero_grad(self) -> None: ...
-
-
-class NeuralModel(TextModel):
+class NeuralModel(Trainable, TextModel):
     """A language model that is trained by gradients.
 
     A kind of model makes its weights in ``_build``, names them in ``_parts``, and computes ``loss_and_grads``.
@@ -55,67 +46,6 @@ class NeuralModel(TextModel):
         self.hidden = check_size(where, "hidden", hidden)
         self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
         self._arrays = arrays
-        self._training: training.State | None = None
-
-    # -- parameters ----------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _parts(self) -> dict[str, Part]:
-        """The layers by the name that they have in ``state_dict``."""
-
-    @property
-    def parameters(self) -> list[dict[str, Any]]:
-        """The parameter dicts of the layers, as optimizers take them."""
-        return [part.parameters for part in self._parts().values()]
-
-    @property
-    def grads(self) -> list[dict[str, Any]]:
-        """Their gradients."""
-        return [part.grads for part in self._parts().values()]
-
-    @property
-    def num_parameters(self) -> int:
-        """How many weights there are; tied ones count once."""
-        return sum(array.size for group in self.parameters for array in group.values())
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that they take."""
-        return sum(array.nbytes for group in self.parameters for array in group.values())
-
-    def zero_grad(self) -> None:
-        for part in self._parts().values():
-            part.zero_grad()
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """NumPy copies of all weights, by the names of their layer and their own: ``embedding.weight``, ..."""
-        return {name: np.array(array) for name, array in self._downloaded().items()}
-
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Write NumPy arrays into those of the model: strict about names, shapes, dtypes; no effect when it fails."""
-        where, own = f"{type(self).__name__}.load_state_dict", self._named_parameters()
-        if not isinstance(state, Mapping):
-            raise TypeError(f"{where}: state must be a dict of arrays, got {type(state).__name__}")
-        if set(state) != set(own):
-            raise ValueError(f"{where}: state must have the names {sorted(own)}, got {sorted(map(str, state))}")
-        for name, array in own.items():
-            new = state[name]
-            if not isinstance(new, np.ndarray) or new.dtype != array.dtype:
-                got = getattr(new, "dtype", type(new).__name__)
-                raise TypeError(f"{where}: state[{name!r}] must be an array of {array.dtype}, got {got}")
-            if new.shape != array.shape:
-                raise ValueError(f"{where}: state[{name!r}] must have shape {array.shape}, got {new.shape}")
-        uploaded = {name: self._arrays.upload(state[name]) for name in own}  # may fail, before anything is written
-        for name, array in own.items():
-            self._arrays.write(array, uploaded[name])
-
-    def _named_parameters(self) -> dict[str, Any]:
-        return {
-            f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.parameters.items()
-        }
-
-    def _downloaded(self) -> dict[str, np.ndarray]:
-        return {name: self._arrays.download(array) for name, array in self._named_parameters().items()}
 
     # -- computation ---------------------------------------------------------------------------------------------------
 
@@ -243,56 +173,30 @@ class NeuralModel(TextModel):
         Socher, "Regularizing and optimizing LSTM language models", 2018 (average).
         """
         where = f"{type(self).__name__}.fit"
+        batch_size, bptt = check_size(where, "batch_size", batch_size), check_size(where, "bptt", bptt)
         options = Options.checked(
-            where, batch_size=batch_size, bptt=bptt, optimizer=optimizer, lr=lr, momentum=momentum,
-            weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, decay=decay,
-            decay_after=decay_after, average=average,
+            where, optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, clip=clip,
+            schedule=schedule, warmup=warmup, decay=decay, decay_after=decay_after, average=average,
         )  # fmt: skip
-        epochs = check_size(where, "epochs", epochs)
-        if patience is not None:
-            patience = check_size(where, "patience", patience)
-        if valid is None and (needing := options.needs_valid or ("patience" if patience is not None else None)):
+        settings = Settings.checked(
+            where, epochs=epochs, patience=patience, seconds=seconds, sample_every=sample_every, checkpoint=checkpoint,
+            resume=resume, progress=progress,
+        )  # fmt: skip
+        if valid is None and (needing := settings.needs_valid(options)):
             raise ValueError(f"{where}: {needing} needs a valid text")
-        if seconds is not None:
-            seconds = check_real(where, "seconds", seconds, above=True)
-        if sample_every is not None:
-            sample_every = check_size(where, "sample_every", sample_every)
-        least, why = options.batch_size + 1, " (batch_size + 1)"
+        least, why = batch_size + 1, " (batch_size + 1)"
         self._check_text("fit", "train", train, least, why)
         if valid is not None:
             self._check_text("fit", "valid", valid, least=2)
-        report = reporter(where, progress)
-        if checkpoint is not None:
-            os.makedirs(checkpoint, exist_ok=True)  # a wrong path fails now, not after an epoch
-        if not check_flag(where, "resume", resume):
-            self._training = None
-        elif self._training is None:
-            raise ValueError(f"{where}: resume needs a model with training state: fitted before, or loaded with it")
+        self._begin(settings)
         if self.vocabulary is None:
             self.build(train)
         ids = self._ids("fit", "train", train, least, checkpoint, why)
         held_out = None if valid is None else self._ids("fit", "valid", valid, 2, checkpoint)
-        return Run(
-            self,
-            training.Trainer(self, ids, options, epochs),
-            report,
-            evaluate=None if held_out is None else lambda: self._mean_nats(held_out, options.batch_size),
+        return self._fit(
+            settings,
+            options,
+            Streams(ids, batch_size, bptt),
+            evaluate=None if held_out is None else lambda: self._figures(held_out, batch_size),
             sample=lambda: self.generate(max_new_tokens=100, temperature=0.8, seed=self.seed),
-            sample_every=sample_every,
-            patience=patience,
-            seconds=seconds,
-            checkpoint=checkpoint,
-        ).go()
-
-    # -- files ---------------------------------------------------------------------------------------------------------
-
-    def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-        archives = {"weights": self._downloaded()}
-        if not training or self._training is None:
-            return {}, archives
-        return {"training": self._training.data}, archives | {"training": self._training.arrays}
-
-    def _set_contents(self, data: dict[str, Any], archives: dict[str, dict[str, np.ndarray]]) -> None:
-        self.load_state_dict(archives.get("weights", {}))
-        if "training" in data:
-            self._training = training.State(data["training"], archives.get("training", {}))
+        )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from . import kinds
-from .neural_model import NeuralModel
 from .ngram import SMOOTHINGS
 from .schedules import SCHEDULES
 from .text_model import Text, TextModel
 from .tokens import read_pieces
+from .trainable import Trainable
 from .vocabulary import VOCABULARIES
 
 Number = Callable[..., Callable[[str], Any]]  # (kind, low, above): the type of an argument
@@ -91,7 +91,7 @@ def check_same(model: TextModel, kind: str | None, options: Mapping[str, Any], w
             )
 
 
-def saved_training_options(model: NeuralModel) -> dict[str, Any]:
+def saved_training_options(model: Trainable) -> dict[str, Any]:
     """Those of the run that a model was saved in the middle of."""
     data = {} if model._training is None else model._training.data
     options = dict(data.get("options", {}))

@@ -16,50 +16,93 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import check_flag, check_real, check_size
 from ..threads import get_num_threads
 from . import checkpoint as files
 from .logs import CSV, Log
-from .progress import Progress
-from .text_model import perplexity
+from .progress import Progress, reporter
+from .schedules import Options
 from .training import Trainer
 
 if TYPE_CHECKING:
-    from .neural_model import NeuralModel
+    from .trainable import Trainable
+
+_LOWER_IS_BETTER = ("valid_loss", "valid_perplexity", "valid_wer")  # of the figures that may judge
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long a run goes on, what is kept of it and what is shown. A resumed run may have others."""
+
+    epochs: int
+    patience: int | None
+    seconds: float | None
+    sample_every: int | None
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    report: Progress
+
+    @classmethod
+    def checked(
+        cls,
+        where: str,
+        *,
+        epochs: Any,
+        patience: Any,
+        seconds: Any,
+        sample_every: Any,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: Any,
+        progress: Any,
+    ) -> Settings:
+        """From arguments of ``fit``; a TypeError or ValueError names the one that is wrong."""
+        return cls(
+            epochs=check_size(where, "epochs", epochs),
+            patience=None if patience is None else check_size(where, "patience", patience),
+            seconds=None if seconds is None else check_real(where, "seconds", seconds, above=True),
+            sample_every=None if sample_every is None else check_size(where, "sample_every", sample_every),
+            checkpoint=checkpoint,
+            resume=check_flag(where, "resume", resume),
+            report=reporter(where, progress),
+        )
+
+    def needs_valid(self, options: Options) -> str | None:
+        """What of these or the options does, as messages call it."""
+        return options.needs_valid or (None if self.patience is None else "patience")
 
 
 @dataclass
 class Run:
     """What ``fit`` does around the steps: evaluation, checkpoints, reports, the end.
 
-    Of the model, trainer and run need ``loss_and_grads``, ``parameters``, ``grads``, ``save`` and ``history``.
-    ``evaluate`` gives the loss on valid, ``sample`` a text that the model writes.
+    ``evaluate`` gives figures on valid by name, such as {"loss": 1.2, "perplexity": 3.3}; records have them as
+    "valid_loss" and so on. ``judge`` names the one of these, a number >= 0, that decides what is best: checkpoint,
+    patience, plateaus and averaging go by it. ``sample`` gives a text that the model writes.
     """
 
-    model: NeuralModel
+    model: Trainable
     trainer: Trainer
-    report: Progress
-    evaluate: Callable[[], float] | None = None
+    settings: Settings
+    evaluate: Callable[[], dict[str, float]] | None = None
     sample: Callable[[], str] | None = None
-    sample_every: int | None = None
-    patience: int | None = None
-    seconds: float | None = None
-    checkpoint: str | os.PathLike[str] | None = None
+    judge: str = "valid_loss"
     _saved: bool = field(default=False, init=False)  # a checkpoint of this run is there
 
     def go(self) -> list[dict[str, Any]]:
         """The run behind ``fit``, which checks the arguments and explains them."""
-        model, trainer, report, seconds = self.model, self.trainer, self.report, self.seconds
+        model, trainer, settings = self.model, self.trainer, self.settings
+        report, seconds, checkpoint = settings.report, settings.seconds, settings.checkpoint
         if model._training is not None:
             trainer.restore(f"{type(model).__name__}.fit", model._training)
-            self._saved = self.checkpoint is not None and Path(self.checkpoint, CSV).exists()
+            self._saved = checkpoint is not None and Path(checkpoint, CSV).exists()
             threads = model._training.data.get("threads")  # which the first runs had not
         else:
             model.history, threads = [], None
-            if self.checkpoint is not None:
-                files.remove_best(self.checkpoint)
+            if checkpoint is not None:
+                files.remove_best(checkpoint)
         if self._finished():
             return model.history
-        log = None if self.checkpoint is None else Log(self.checkpoint, report.message)
+        log = None if checkpoint is None else Log(checkpoint, report.message)
         begun = time.monotonic()
         total = trainer.steps_per_epoch * trainer.epochs
         report.start(total, "training")
@@ -76,7 +119,7 @@ class Run:
                     if not trainer.at_end:  # a run may have been cut off there
                         trainer.step(max(trainer.done, spent))
                         report.update(round(max(trainer.done, spent) * total), _figures(trainer))
-                        if self.sample_every is not None and trainer.steps % self.sample_every == 0:
+                        if settings.sample_every is not None and trainer.steps % settings.sample_every == 0:
                             self._show_sample()
                     stopped = interrupted() or (seconds is not None and time.monotonic() - begun >= seconds)
                     if trainer.at_end or stopped:
@@ -85,7 +128,7 @@ class Run:
             except FloatingPointError as error:
                 if not self._saved:
                     raise
-                raise FloatingPointError(f"{error}; the last good checkpoint is in {self.checkpoint}") from None
+                raise FloatingPointError(f"{error}; the last good checkpoint is in {checkpoint}") from None
             finally:
                 # However the run ended, it can be carried on from the weights as they are; not from half a step.
                 trainer.exchange()
@@ -98,12 +141,21 @@ class Run:
             raise KeyboardInterrupt
         return model.history
 
+    @property
+    def _lower(self) -> bool:
+        """Whether lower ones of the figure that decides are better."""
+        return self.judge in _LOWER_IS_BETTER
+
+    def _signed(self, figure: float) -> float:
+        """Of which lower ones are better."""
+        return figure if self._lower else -figure
+
     def _losses(self) -> list[float]:
-        """On valid after each whole epoch: a part of one decides nothing."""
+        """What decides, after each whole epoch: a part of one decides nothing."""
         return [
-            record["valid_loss"]
+            self._signed(record[self.judge])
             for record in self.model.history
-            if "valid_loss" in record and record["epoch"] <= self.trainer.epoch
+            if self.judge in record and record["epoch"] <= self.trainer.epoch
         ]
 
     def _finished(self) -> bool:
@@ -111,35 +163,36 @@ class Run:
         return not trainer.at_end and (trainer.epoch >= trainer.epochs or self._lost_patience())
 
     def _lost_patience(self) -> bool:
-        losses = self._losses()
-        if self.patience is None or not losses:
+        losses, patience = self._losses(), self.settings.patience
+        if patience is None or not losses:
             return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
+        return len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def _show_sample(self) -> None:
         assert self.sample is not None
         with self.trainer.averaged():
             text = self.sample()
-        self.report.message(f"step {self.trainer.steps} writes:\n{text}\n")
+        self.settings.report.message(f"step {self.trainer.steps} writes:\n{text}\n")
 
     def _end_epoch(self, log: Log | None) -> None:
-        model, trainer = self.model, self.trainer
+        model, trainer, checkpoint = self.model, self.trainer, self.settings.checkpoint
         record, ended = trainer.record(), trainer.at_end
         figures = f"epoch {record['epoch']}/{trainer.epochs}: loss {record['loss']:.3f}, "
         figures += f"perplexity {record['perplexity']:.2f}"
         improved = False
         if self.evaluate is not None:
             with trainer.averaged(), np.errstate(all="ignore"):
-                loss = self.evaluate()
-            if not math.isfinite(loss):
-                trainer.whole = False  # nothing to go on from
-                raise FloatingPointError(
-                    f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) valid has loss "
-                    f"{loss}: try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
-                )
-            improved = loss < trainer.best
-            record |= {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-            figures += f", valid {record['valid_perplexity']:.2f}"
+                found = self.evaluate()
+            for name, figure in found.items():
+                if not math.isfinite(figure):
+                    trainer.whole = False  # nothing to go on from
+                    raise FloatingPointError(
+                        f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) valid has "
+                        f"{name} {figure}: try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
+                    )
+            record |= {f"valid_{name}": figure for name, figure in found.items()}
+            improved = trainer.best is None or self._signed(record[self.judge]) < self._signed(trainer.best)
+            figures += f", valid {_shown(found)}"
         if trainer.options.clip is not None:
             figures += f", clipped {record['clipped']:.0%}"
         # The record of a part of the epoch, after Ctrl-C, gives way: the sums of this one hold its own.
@@ -149,18 +202,19 @@ class Run:
         with trainer.averaged():
             if improved:
                 # Before the other: a run that is cut off between the two repeats the epoch and finds it best again.
-                if self.checkpoint is not None:
-                    model.save(Path(self.checkpoint, files.BEST), training=False)
-                trainer.best = record["valid_loss"]
+                if checkpoint is not None:
+                    model.save(Path(checkpoint, files.BEST), training=False)
+                trainer.best = record[self.judge]
             model._training = trainer.state()
-            if self.checkpoint is not None:
-                model.save(self.checkpoint)
+            if checkpoint is not None:
+                model.save(checkpoint)
                 self._saved = True
         if log is not None:
             log.write(model.history)
-        self.report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
+        self.settings.report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
         if ended and self._lost_patience():
-            self.report.message(f"stopped: no lower loss on valid in {self.patience} epochs")
+            better = f"{'lower' if self._lower else 'higher'} {self.judge.removeprefix('valid_')}"
+            self.settings.report.message(f"stopped: no {better} on valid in {self.settings.patience} epochs")
 
 
 @contextmanager
@@ -185,6 +239,14 @@ def interruptions() -> Iterator[Callable[[], bool]]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _shown(found: dict[str, float]) -> str:
+    """Perplexity stands for the loss, and needs no name beside that of training."""
+    named = [f"{name} {figure:.4g}" for name, figure in found.items() if name not in ("loss", "perplexity")]
+    if "perplexity" in found:
+        named.insert(0, f"{found['perplexity']:.2f}")
+    return ", ".join(named) or f"loss {found['loss']:.3f}"
 
 
 def _figures(trainer: Trainer) -> str:

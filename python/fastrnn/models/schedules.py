@@ -30,8 +30,6 @@ _NONMONOTONE = 5  # epochs, of average="plateau"
 class Options:
     """How each step is taken. A resumed run must have the same ones."""
 
-    batch_size: int
-    bptt: int
     optimizer: str
     lr: float
     momentum: float
@@ -48,8 +46,6 @@ class Options:
         cls,
         where: str,
         *,
-        batch_size: Any = 32,
-        bptt: Any = 64,
         optimizer: Any = "adam",
         lr: Any = None,
         momentum: Any = 0.0,
@@ -64,8 +60,6 @@ class Options:
         """From arguments of ``fit``, with its defaults; a TypeError or ValueError names the one that is wrong."""
         check_choice(where, "optimizer", optimizer, _DEFAULT_LR)
         options = cls(
-            batch_size=check_size(where, "batch_size", batch_size),
-            bptt=check_size(where, "bptt", bptt),
             optimizer=optimizer,
             lr=check_real(where, "lr", _DEFAULT_LR[optimizer] if lr is None else lr, above=True),
             momentum=check_probability(where, "momentum", momentum),
@@ -105,7 +99,8 @@ class Options:
         return self.lr * scale * rise * _FACTORS[self.schedule](self, epoch, done)
 
     def plateau(self, losses: Sequence[float]) -> float:
-        """What multiplies the rate after an epoch, the last of those with these losses on valid."""
+        """What multiplies the rate after an epoch, the last of those with these losses on valid (or figures of which
+        lower ones are better, too)."""
         if self.schedule != "plateau" or losses[-1] < min(losses[:-1], default=math.inf):
             return 1.0
         return self.decay

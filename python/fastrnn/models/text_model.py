@@ -4,71 +4,43 @@ from __future__ import annotations
 
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
-from . import checkpoint
 from .decoding import Decoder, RepetitionPenalty, Sampler, Writer, beam_search, check_stops, sample, write
+from .model import Model, perplexity
 from .tokens import read_pieces, tokenize_file
-from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary, vocabulary_from_dict
+from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary
 
-Model = TypeVar("Model", bound="TextModel")
 Text = str | os.PathLike[str]  # itself, or the file that holds it
 _VOCAB_SIZE = 8192
 
 
-class TextModel(ABC):
+class TextModel(Model):
     """A language model from text to text.
 
-    A kind of model says what it is called on disk (``_format``), which of its attributes are constructor arguments
-    (``_config``), and how it predicts: all tokens of a text (``_nats``) or one after the other (``_decoder``).
+    A kind of model says how it predicts: all tokens of a text (``_nats``) or one after the other (``_decoder``).
     """
 
-    _format: ClassVar[str]
-    _config: ClassVar[tuple[str, ...]]
-    _FIRST: ClassVar[dict[str, Any]] = {}  # what the first models' configurations had not
+    _VOCABULARIES = ("vocabulary",)
 
     def __init__(self, level: str, seed: int | None, min_frequency: int = 1, vocab_size: int = _VOCAB_SIZE) -> None:
         where = type(self).__name__
         self.level = check_choice(where, "level", level, VOCABULARIES)
-        self.seed = check_size(where, "seed", new_seed() if seed is None else seed, low=0)
+        super().__init__(seed)
         self.min_frequency = check_size(where, "min_frequency", min_frequency)
         self.vocab_size = check_size(where, "vocab_size", vocab_size, low=BpeVocabulary.LEAST)
         self.vocabulary: Vocabulary | None = None
-        self.history: list[dict[str, Any]] = []
-        # Independent streams from one seed; each part keeps its own whatever the others draw.
-        names = ("recurrent", "weights", "training", "sampling")
-        self._seeds = dict(zip(names, np.random.SeedSequence(self.seed).spawn(len(names)), strict=True))
-        self._sampling = np.random.default_rng(self._seeds["sampling"])
-
-    def __repr__(self) -> str:
-        config = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
-        return f"{type(self).__name__}({config})"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, device aside."""
-        return {name: getattr(self, name) for name in self._config}
 
     @property
     def normalized(self) -> bool:
         """Whether the probabilities of all next tokens sum to 1."""
         return True
-
-    @property
-    @abstractmethod
-    def num_parameters(self) -> int:
-        """How many numbers training found."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """The bytes that these take."""
 
     @abstractmethod
     def fit(
@@ -107,6 +79,15 @@ class TextModel(ABC):
                 f"{type(self).__name__}.{call}: the model has no vocabulary yet: call fit (or build) first"
             )
         return self.vocabulary
+
+    def _vocabularies(self) -> dict[str, Vocabulary]:
+        return {"vocabulary": self._built("save")}
+
+    def _set_vocabularies(self, vocabularies: dict[str, Vocabulary]) -> None:
+        vocabulary = vocabularies["vocabulary"]
+        if vocabulary.level != self.level:
+            raise ValueError(f"the vocabulary must be of level {self.level!r}, got {vocabulary.level!r}")
+        self._build(vocabulary)
 
     def _check_text(self, call: str, name: str, text: Any, least: int, why: str = "") -> None:
         """What can be told of a text before there is a vocabulary; ``why`` it must have ``least`` tokens."""
@@ -164,15 +145,17 @@ class TextModel(ABC):
         """
         batch_size = check_size(f"{type(self).__name__}.evaluate", "batch_size", batch_size)
         ids = self._ids("evaluate", "text", text, 2, None)
-        loss = self._mean_nats(ids, batch_size)
+        figures = self._figures(ids, batch_size)
         characters = len(text) if isinstance(text, str) else sum(map(len, read_pieces(text)))
         first = len(self._built("evaluate").decode(ids[:1]))  # characters that nothing predicts
-        return {
-            "loss": loss,
-            "perplexity": perplexity(loss),
+        return figures | {
             "tokens": len(ids) - 1,
-            "bits_per_character": loss * (len(ids) - 1) / math.log(2.0) / max(1, characters - first),
+            "bits_per_character": figures["loss"] * (len(ids) - 1) / math.log(2.0) / max(1, characters - first),
         }
+
+    def _figures(self, ids: np.ndarray, batch_size: int) -> dict[str, float]:
+        loss = self._mean_nats(ids, batch_size)
+        return {"loss": loss, "perplexity": perplexity(loss)}
 
     def _mean_nats(self, ids: np.ndarray, batch_size: int) -> float:
         if not self.normalized:
@@ -311,81 +294,6 @@ class TextModel(ABC):
             return beam_search(where, decoder, last, count, beam_size, length_penalty, writer, UNKNOWN)
         pieces = write(sample(where, decoder, last, count, sampler, rng, UNKNOWN), writer)
         return pieces if stream else "".join(pieces)
-
-    # -- files ---------------------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str], *, training: bool = True) -> None:
-        """Write the model to ``folder`` (made if missing): ``model.json`` and ``.safetensors`` archives that it names.
-
-        With ``training`` also the training state, if there is one (the optimizer's arrays and the position), so that
-        ``fit(..., resume=True)`` can carry on. A save that fails or is cut off leaves the model that was there; an
-        OSError (a full disk) names the file. Nothing is pickled: ``safetensors.torch.load_file`` reads the weights into
-        a module of torch with the same names.
-        """
-        vocabulary = self._built("save")
-        data, archives = self._contents(training)
-        data = {"config": self.config, "vocabulary": vocabulary.to_dict(), "history": self.history} | data
-        checkpoint.write(folder, self._format, data, archives)
-
-    @classmethod
-    def load(cls: type[Model], folder: str | os.PathLike[str], device: str = "cpu") -> Model:
-        """The model that ``save`` wrote.
-
-        Raises:
-            FileNotFoundError, ValueError: one line that names the file, when it is missing, damaged, changed or of
-                another kind.
-        """
-        where = f"{cls.__name__}.load"
-        data, archives = checkpoint.read(where, folder, cls._format)
-        config: Any = data.get("config")
-        if not isinstance(config, dict):
-            raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config = cls._FIRST | config
-        try:
-            model = cls._of_config(config, device)
-            if model.config != config:
-                raise ValueError(f"config must have the keys {sorted(model.config)}, got {sorted(config)}")
-            vocabulary = vocabulary_from_dict(data.get("vocabulary"))
-            if vocabulary.level != model.level:
-                raise ValueError(f"the vocabulary must be of level {model.level!r}, got {vocabulary.level!r}")
-            model._build(vocabulary)
-            model.history = checked_history(data.get("history"))
-            model._set_contents(data, archives)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {folder} is damaged: {error}") from None
-        return model
-
-    @classmethod
-    def _of_config(cls: type[Model], config: dict[str, Any], device: str) -> Model:
-        if device != "cpu":
-            raise RuntimeError(f"{cls.__name__}.load: device must be 'cpu' for models of this kind, got {device!r}")
-        return cls(**config)
-
-    def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-        """What is saved beside configuration, vocabulary and history: JSON data, and arrays by role and name."""
-        return {}, {}
-
-    def _set_contents(self, data: dict[str, Any], archives: dict[str, dict[str, np.ndarray]]) -> None:  # noqa: B027
-        """Take what ``_contents`` gave; TypeError or ValueError for anything else."""
-
-
-def new_seed() -> int:
-    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
-
-
-def perplexity(loss: float) -> float:
-    """Of a mean loss in nats; at most 1e304, as JSON has no infinity."""
-    return math.exp(min(loss, 700.0))
-
-
-def checked_history(history: Any) -> list[dict[str, Any]]:
-    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
-        raise ValueError("history must be a list of records")
-    for record in history:
-        losses = [value for name, value in record.items() if name.endswith("loss")]
-        if type(record.get("epoch")) is not int or not all(type(loss) in (int, float) for loss in losses):
-            raise ValueError(f"history must have records of epochs and their losses, got {record}")
-    return history
 
 
 def cut(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

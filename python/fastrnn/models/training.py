@@ -1,4 +1,4 @@
-"""Training by gradients: contiguous streams, truncated backpropagation through time, exact resume."""
+"""Training by gradients: the data that a run learns from, its steps, exact resume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from ..checks import check_real, check_size
 from ..clipping import clip_grad_norm
 from ..optim import Average
 from ..threads import get_num_threads
+from .model import perplexity
 from .schedules import Options
-from .text_model import perplexity
 
 if TYPE_CHECKING:
     from .neural_model import NeuralModel
+    from .trainable import Trainable
 
 
 @dataclass
@@ -30,6 +31,30 @@ class State:
 
     data: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+class Data(Protocol):
+    """What a run learns from: the same number of steps each epoch."""
+
+    options: dict[str, Any]  # how it is cut: JSON; a resumed run must have the same ones
+    fingerprint: list[int]  # tells other data apart: how many tokens (or what messages count), then checksums
+    what: str  # as messages call it
+    length: int  # the steps of an epoch are at the positions 0, stride, 2 * stride, ... < length
+    stride: int
+
+    def tokens_before(self, epoch: int, position: int) -> int:
+        """How many are predicted in an epoch (from 0) before a position, or in all of it at ``length``."""
+
+    def step(
+        self, model: Any, epoch: int, position: int, state: Any, rng: np.random.Generator, done: float
+    ) -> tuple[float, int, Any]:
+        """Mean loss over the tokens of a step, how many these are, and the state carried to the next step.
+
+        Gradients take the place of those in ``model.grads``. ``state`` is what the step before gave, None at the start
+        of an epoch: None, an array or a tuple of arrays of the model's library. All that is drawn is drawn by ``rng``,
+        or depends on epoch and position alone: so the steps of a resumed run are those of the first. ``done`` is the
+        share of the run that is behind: data whose steps depend on it has ``epochs`` among its options.
+        """
 
 
 def streams(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,28 +68,54 @@ def streams(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs, targets
 
 
+class Streams:
+    """A text as ``batch_size`` contiguous streams side by side, ``bptt`` tokens a step: truncated backpropagation
+    through time, from the state at the end of the step before."""
+
+    what = "train text"
+
+    def __init__(self, ids: np.ndarray, batch_size: int, bptt: int) -> None:
+        self.inputs, self.targets = streams(ids, batch_size)
+        self.options = {"batch_size": batch_size, "bptt": bptt}
+        self.fingerprint = [len(ids), zlib.crc32(np.ascontiguousarray(ids).data)]
+        self.length, self.stride = len(self.inputs), bptt
+
+    def tokens_before(self, epoch: int, position: int) -> int:
+        return position * self.inputs.shape[1]
+
+    def batch(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the step at a position, int32 (t, B)."""
+        part = slice(position, position + self.stride)
+        return np.ascontiguousarray(self.inputs[part], np.int32), np.ascontiguousarray(self.targets[part], np.int32)
+
+    def step(
+        self, model: NeuralModel, epoch: int, position: int, state: Any, rng: np.random.Generator, done: float
+    ) -> tuple[float, int, Any]:
+        inputs, targets = self.batch(position)
+        loss, state = model.loss_and_grads(inputs, targets, state, rng, accumulate=False)
+        return loss, targets.size, state
+
+
 class Trainer:
-    """Takes the steps of a run over one text and knows where it stands.
+    """Takes the steps of a run and knows where it stands.
 
     With averaging the model's weights are the averages wherever others see them: in ``state``, ``restore`` and what is
     saved. The steps go on from weights of their own: ``exchange`` puts these in the averages' place, and back.
     """
 
-    def __init__(self, model: NeuralModel, ids: np.ndarray, options: Options, epochs: int) -> None:
-        self.model, self.options, self.epochs = model, options, epochs
-        self.inputs, self.targets = streams(ids, options.batch_size)
-        self.steps_per_epoch = -(-len(self.inputs) // options.bptt)
+    def __init__(self, model: Trainable, data: Data, options: Options, epochs: int) -> None:
+        self.model, self.data, self.options, self.epochs = model, data, options, epochs
+        self.steps_per_epoch = -(-data.length // data.stride)
         self.optimizer = options.make_optimizer(model.parameters)
         self.average: Average | None = None  # once averaging has begun
         self.rng = np.random.default_rng(model._seeds["training"])
         self.epoch = 0  # finished epochs
-        self.position = 0  # time step of the streams
+        self.position = 0  # in the data
         self.steps = 0
         self.scale = 1.0  # of the learning rate, after plateaus
-        self.best = math.inf  # lowest loss on valid, that of a part of an epoch (after Ctrl-C) too
+        self.best: float | None = None  # figure on valid, that of a part of an epoch (after Ctrl-C) too
         self.whole = True  # weights, optimizer and progress belong to the same step
         self._state: Any = None
-        self._text = [len(ids), zlib.crc32(np.ascontiguousarray(ids).data)]
         self._start_sums()
 
     def _start_sums(self) -> None:
@@ -80,21 +131,15 @@ class Trainer:
         """Between the last step of an epoch and ``end_epoch``."""
         return self.position == 0 and self.epoch_steps > 0
 
-    def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the next step, int32 (t, B)."""
-        part = slice(self.position, self.position + self.options.bptt)
-        return np.ascontiguousarray(self.inputs[part], np.int32), np.ascontiguousarray(self.targets[part], np.int32)
-
     def step(self, done: float) -> bool:
         """One step at the learning rate of ``done`` (0..1, share of the run behind); True when it ended an epoch."""
         begun = time.perf_counter()
-        inputs, targets = self.batch()
-        model = self.model
+        model, data = self.model, self.data
         limit = math.inf if self.options.clip is None else self.options.clip
         drawn_before = self.rng.bit_generator.state
         try:
             with np.errstate(all="ignore"):  # what is not finite is an error below
-                loss, state = model.loss_and_grads(inputs, targets, self._state, self.rng, accumulate=False)
+                loss, tokens, state = data.step(model, self.epoch, self.position, self._state, self.rng, done)
                 norm = clip_grad_norm(model.grads, math.inf)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise FloatingPointError(
@@ -113,13 +158,13 @@ class Trainer:
             self._state = state
             self.steps += 1
             self.epoch_steps += 1
-            self.nats += loss * targets.size
-            self.tokens += targets.size
+            self.nats += loss * tokens
+            self.tokens += tokens
             self.norms += norm
             self.clipped += norm > limit
-            self.position += self.options.bptt
+            self.position += data.stride
             self.seconds += time.perf_counter() - begun
-            ended = self.position >= len(self.inputs)
+            ended = self.position >= data.length
             if ended:
                 self.position, self._state = 0, None
                 self.epoch += 1
@@ -129,7 +174,8 @@ class Trainer:
         return self.options.rate(self.steps + 1, self.epoch + 1, done, self.scale)
 
     def end_epoch(self, losses: list[float]) -> None:
-        """After the last step of an epoch; ``losses`` on valid of all epochs so far, if there is one."""
+        """After the last step of an epoch; ``losses`` on valid of all epochs so far, if there is one, or figures of
+        which lower ones are better, too."""
         self._start_sums()
         self.scale *= self.options.plateau(losses)
         if self.average is None and self.options.averages_from(self.epoch, losses):
@@ -173,15 +219,20 @@ class Trainer:
             "seconds": self.seconds,
         }
 
+    @property
+    def _all_options(self) -> dict[str, Any]:
+        """How the data is cut and the steps are taken."""
+        return self.data.options | asdict(self.options)
+
     def state(self) -> State:
         """While the model has the averages, where there are any."""
         download = self.model._arrays.download
         data: dict[str, Any] = {
-            "options": asdict(self.options),
+            "options": self._all_options,
             "epochs": self.epochs,
-            "text": self._text,
+            "text": self.data.fingerprint,
             "progress": {name: getattr(self, name) for name in _PROGRESS},
-            "best": self.best if math.isfinite(self.best) else None,
+            "best": self.best,
             "rng": self.rng.bit_generator.state,
             "threads": get_num_threads(),
         }
@@ -213,7 +264,7 @@ class Trainer:
                 progress = {name: check("progress", name, kept[name]) for name, check in _PROGRESS.items()}
                 self._check_place(**progress)
                 losses = [record["valid_loss"] for record in self.model.history if "valid_loss" in record]
-                best = min(losses, default=math.inf)  # the first runs had not stored it
+                best = min(losses, default=None)  # the first runs, all judged by it, had not stored it
                 if data.get("best") is not None:
                     best = check_real("progress", "best", data["best"])
                 average = Average(self.model.parameters) if "average" in data else None
@@ -232,14 +283,15 @@ class Trainer:
 
     def _check_place(self, position: int, epoch: int, **progress: float) -> None:
         """What ``step`` counts belongs together."""
-        length, bptt = len(self.inputs), self.options.bptt
-        if position % bptt or position >= length:
-            raise ValueError(f"position must be a multiple of {bptt} below {length}, got {position}")
-        read = position or (length if progress["epoch_steps"] else 0)  # since the epoch began
+        length, stride = self.data.length, self.data.stride
+        if position % stride or position >= length:
+            raise ValueError(f"position must be a multiple of {stride} below {length}, got {position}")
+        at_end = position == 0 and progress["epoch_steps"] > 0
+        read = length if at_end else position  # since the epoch began
         expected = {
-            "epoch_steps": -(-read // bptt),
-            "tokens": read * self.options.batch_size,
-            "steps": epoch * self.steps_per_epoch + position // bptt,
+            "epoch_steps": -(-read // stride),
+            "tokens": self.data.tokens_before(epoch - at_end, read),
+            "steps": epoch * self.steps_per_epoch + position // stride,
         }
         for name, value in expected.items():
             if progress[name] != value:
@@ -249,11 +301,11 @@ class Trainer:
 
     def _difference(self, data: Mapping[str, Any]) -> str | None:
         """What the run of a ``state()`` had that this one has not."""
-        tokens = data["text"][0]
-        if data["text"] != self._text:
-            return f"the same train text: {tokens} tokens, got {self._text[0]}"
+        tokens, own = data["text"][0], self.data.fingerprint
+        if data["text"] != own:
+            return f"the same {self.data.what}: {tokens} tokens, got {own[0]}"
         kept = Options.of_first_runs(data["options"]["schedule"]) | data["options"]
-        for name, value in asdict(self.options).items():
+        for name, value in self._all_options.items():
             if kept[name] != value:
                 return f"the same {name}={kept[name]!r}, got {value!r}"
         if self.options.schedule == "cosine" and data["epochs"] != self.epochs:

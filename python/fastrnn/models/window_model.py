@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_flag, check_probability, check_size
-from .neural_model import NeuralModel, Part
+from .neural_model import NeuralModel
 from .nn import Dropout, Embedding, Linear, Output
+from .trainable import Part
 from .vocabulary import Vocabulary
 
 
