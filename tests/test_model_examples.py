@@ -10,7 +10,8 @@ import pytest
 
 import fastrnn.models
 
-NEEDS = {"figures": "matplotlib", "vocabulary": "tokenizers"}  # modules of which an example needs a library
+# Modules of which an example needs a library.
+NEEDS = {"figures": "matplotlib", "metrics": "sacrebleu", "vocabulary": "tokenizers"}
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(fastrnn.models.__path__)])
