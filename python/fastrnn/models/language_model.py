@@ -6,19 +6,17 @@ Everything is time-major: tokens are int32 ids (T, B), activations (T, B, size).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_size
-from ..layers import GRU, LSTM, RNN
 from ..spec import device_arrays
-from .neural_model import NeuralModel, Part
+from .neural_model import NeuralModel
 from .nn import Dropout, Embedding, Output
+from .stack import CELLS, make_stack
+from .trainable import Part
 from .vocabulary import Vocabulary
-
-_CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "rnn_relu": partial(RNN, nonlinearity="relu")}
 
 
 class LanguageModel(NeuralModel):
@@ -45,6 +43,8 @@ class LanguageModel(NeuralModel):
             side less often does not become one token.
         vocab_size: symbols of level "bpe" at most, at least 257.
         proj_size: size of h of an LSTM with a projection; 0 for none.
+        skip: each recurrent layer whose input has the size of its output adds the one to the other: see
+            ``models.stack.ResidualLSTM``.
         bidirectional: False; True is refused, as the model would see the tokens that it is to predict.
         dtype: "float32" or "float64".
         device: "cpu", "cuda" or "cuda:N": where the weights are, and what is computed.
@@ -70,10 +70,10 @@ class LanguageModel(NeuralModel):
     _format = "fastrnn.LanguageModel"
     _config = (
         "level", "cell", "embedding", "hidden", "layers", "dropout", "tie", "seed", "min_frequency", "vocab_size",
-        "proj_size", "dtype",
+        "proj_size", "skip", "dtype",
     )  # fmt: skip
 
-    _FIRST: ClassVar[dict[str, Any]] = {"min_frequency": 1, "vocab_size": 8192, "proj_size": 0}
+    _FIRST: ClassVar[dict[str, Any]] = {"min_frequency": 1, "vocab_size": 8192, "proj_size": 0, "skip": False}
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class LanguageModel(NeuralModel):
         min_frequency: int = 1,
         vocab_size: int = 8192,
         proj_size: int = 0,
+        skip: bool = False,
         bidirectional: bool = False,
         dtype: str = "float32",
         device: str = "cpu",
@@ -103,7 +104,7 @@ class LanguageModel(NeuralModel):
         super().__init__(level, seed, min_frequency, vocab_size, embedding, hidden, dtype, arrays)
         self.dropout, (on_embeddings, between, on_outputs) = _checked_dropout(where, dropout)
         self._drop_embeddings, self._drop_outputs = Dropout(on_embeddings, arrays), Dropout(on_outputs, arrays)
-        self.cell = check_choice(where, "cell", cell, _CELLS)
+        self.cell = check_choice(where, "cell", cell, CELLS)
         self.layers = check_size(where, "layers", layers)
         self.proj_size = check_size(where, "proj_size", proj_size, low=0)
         if self.proj_size and self.cell != "lstm":
@@ -113,16 +114,18 @@ class LanguageModel(NeuralModel):
         if self.tie and self.embedding != self.outputs:
             size = f"proj_size={proj_size}" if self.proj_size else f"hidden={hidden}"
             raise ValueError(f"{where}: tie needs embedding == {size.partition('=')[0]}, got {embedding=} and {size}")
-        options = {"proj_size": self.proj_size} if self.proj_size else {}
-        self.recurrent = _CELLS[self.cell](
+        self.skip = check_flag(where, "skip", skip)
+        self.recurrent: Any = make_stack(
+            self.cell,
             self.embedding,
             self.hidden,
             self.layers,
-            dropout=between if self.layers > 1 else 0.0,
+            dropout=between,
+            proj_size=self.proj_size,
+            skip=self.skip,
             dtype=self.dtype,
             device=arrays.device,
             seed=int(self._seeds["recurrent"].generate_state(1)[0]),
-            **options,
         )
 
     @classmethod
