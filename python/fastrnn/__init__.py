@@ -19,7 +19,7 @@ from .layers import GRU, LSTM, RNN
 from .threads import get_num_threads, release_memory, set_num_threads
 
 if TYPE_CHECKING:
-    from .models import LanguageModel
+    from .models import LanguageModel, Seq2Seq
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "LanguageModel",
+    "Seq2Seq",
     "clip_grad_norm",
     "cuda",
     "functional",
@@ -44,10 +45,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Models are imported on first use: layers alone load faster.
-    if name == "LanguageModel":
-        from .models import LanguageModel
+    if name in ("LanguageModel", "Seq2Seq"):
+        from . import models
 
-        return LanguageModel
+        return getattr(models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,6 +5,8 @@ from .kinds import load
 from .language_model import LanguageModel
 from .ngram import NgramModel
 from .ngram_language_model import NgramLanguageModel
+from .seq2seq import Seq2Seq
+from .translation import Translation
 from .vocabulary import BpeVocabulary, CharVocabulary, WordVocabulary
 from .window_model import WindowModel
 
@@ -15,6 +17,8 @@ __all__ = [
     "LanguageModel",
     "NgramLanguageModel",
     "NgramModel",
+    "Seq2Seq",
+    "Translation",
     "WindowModel",
     "WordVocabulary",
     "load",

@@ -186,7 +186,7 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return places[np.argsort(-values[places], kind="stable")]
 
 
-def _step(where: str, decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
+def checked_step(where: str, decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     logits = decoder.step(tokens)
     if not np.isfinite(logits.max(axis=1)).all():  # NaN is the maximum of its row
         raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
@@ -199,7 +199,7 @@ def sample(
     """``count`` tokens after ``last``, none of them ``never``."""
     token = last
     for _ in range(count):
-        logits = _step(where, decoder, np.array([token]))[0]
+        logits = checked_step(where, decoder, np.array([token]))[0]
         logits[never] = -np.inf
         token = sampler.draw(logits, rng)
         yield token
@@ -237,7 +237,7 @@ def beam_search(
     best, best_score = "", -math.inf
     log_p, tokens, texts, writers = np.zeros(1), np.array([last]), [""], [writer]
     for length in range(1, count + 1):
-        scores = log_p[:, None] + log_softmax(_step(where, decoder, tokens))
+        scores = log_p[:, None] + log_softmax(checked_step(where, decoder, tokens))
         symbols = scores.shape[1]
         scores[:, never] = -np.inf
         flat = scores.ravel()

@@ -163,9 +163,11 @@ class Output(Layer):
             return _core.cross_entropy(x, weight, bias, targets, 1.0, None, None, None, self._memory)
         return array_api.cross_entropy(x, weight, bias, self._arrays.upload(targets), 1.0)
 
-    def loss(self, x: Any, targets: np.ndarray, scale: float, accumulate: bool = True) -> tuple[Any, Any]:
+    def loss(
+        self, x: Any, targets: np.ndarray, scale: float, accumulate: bool = True, smoothing: float = 0.0
+    ) -> tuple[Any, Any]:
         """``nats`` and dx of ``scale * sum(nats)``, whose gradients by the parameters are added to ``grads``, or take
-        the place of what is there."""
+        the place of what is there. For ``smoothing`` see ``_smooth``; no target may be negative then."""
         dx = self._arrays.empty(x.shape, x.dtype)
         weight, bias, targets = self.weight, self.parameters["bias"], _int32(targets)
         grads = self._weight_owner.grads["weight"], self.grads["bias"]
@@ -176,7 +178,27 @@ class Output(Layer):
                 for grad in grads:
                     self._arrays.write(grad, 0)
             nats = array_api.cross_entropy(x, weight, bias, self._arrays.upload(targets), scale, dx, *grads)
+        if smoothing > 0.0:
+            self._smooth(x, targets, scale, smoothing, nats, dx)
         return nats, dx
+
+    def _smooth(self, x: Any, targets: np.ndarray, scale: float, share: float, nats: Any, dx: Any) -> None:
+        """Moves a ``share`` of each target's probability to all V symbols alike (label smoothing; on the CPU).
+
+        -sum_v q_v log p_v with q = (1 - share) [v = target] + share / V differs from ``nats`` by
+        share (logits[target] - mean_v logits[v]), which is linear in weight and bias: no (N, V) numbers are needed.
+
+        Source: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016.
+        """
+        weight, bias, symbols = self.weight, self.parameters["bias"], len(self.weight)
+        dweight, dbias, step = self._weight_owner.grads["weight"], self.grads["bias"], scale * share
+        of_targets, mean = weight[targets], weight.mean(axis=0)
+        nats += share * ((x * (of_targets - mean)).sum(axis=1) + bias[targets] - bias.mean())
+        dx += step * (of_targets - mean)
+        _core.add_rows(dweight, targets, np.ascontiguousarray(step * x, x.dtype))
+        dweight -= (step / symbols) * x.sum(axis=0)
+        np.add.at(dbias, targets, step)
+        dbias -= step * len(targets) / symbols
 
 
 class Dropout:

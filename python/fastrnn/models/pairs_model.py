@@ -1,0 +1,382 @@
+"""What models that learn from pairs share: vocabularies, training on batches of similar length, figures."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..checks import check_choice, check_probability, check_size
+from . import metrics as measures
+from .buckets import Examples
+from .lines import Sentences
+from .model import perplexity
+from .nn import Embedding, Output
+from .pairs import Pairs, line_error, read_pairs
+from .run import Settings
+from .schedules import Options
+from .trainable import Trainable
+from .translation import tokens_of
+from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary
+
+MAX_LENGTH = 1000  # tokens of a line, unless another limit is given
+
+
+class _Data(Examples):
+    """What a run learns from, and how."""
+
+    def step(
+        self, model: PairsModel, epoch: int, position: int, state: Any, rng: np.random.Generator, done: float
+    ) -> tuple[float, int, None]:
+        rows = self._buckets.rows(epoch, position)
+        loss = model.loss_and_grads(
+            self._take(rows),
+            rng,
+            label_smoothing=self.options["label_smoothing"],
+            sampling=self.options["sampling"] * min(done, 1.0),
+            accumulate=False,
+        )
+        return loss, int(self._tokens[rows].sum()), None
+
+
+class PairsModel(Trainable):
+    """A model that learns targets from sources, line by line.
+
+    A kind of model says at which levels it reads lines (``_levels``), makes its weights (``_make_weights``), puts pairs
+    side by side (``_batch``), computes (``loss_and_grads``, ``_nats``) and answers (``_answers``, for ``_METRICS``).
+    """
+
+    _VOCABULARIES = ("source", "target")
+    _METRICS: ClassVar[tuple[str, ...]] = tuple(measures.METRICS)
+    _SAMPLES: ClassVar[bool] = False  # whether inputs can be the model's own tokens
+
+    min_frequency: int
+    vocab_size: int
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__(seed)
+        self.vocabularies: dict[str, Vocabulary] = {}
+        self._ends: dict[str, int] = {}  # the ids of a line's end
+
+    @property
+    @abstractmethod
+    def _levels(self) -> dict[str, str]:
+        """What a token is, of each of ``_VOCABULARIES``."""
+
+    @abstractmethod
+    def _make_weights(self) -> None:
+        """Those that depend on the vocabularies, which are there."""
+
+    @abstractmethod
+    def _batch(self, source: Sentences, target: Sentences, rows: np.ndarray) -> Any:
+        """Pairs side by side."""
+
+    @abstractmethod
+    def loss_and_grads(
+        self,
+        batch: Any,
+        rng: np.random.Generator | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        sampling: float = 0.0,
+        accumulate: bool = True,
+    ) -> float:
+        """Mean cross-entropy of the targets of a batch, in nats, whose gradients are added to ``grads``.
+
+        Without ``accumulate`` they take the place of those of earlier calls. Without ``rng`` there is no dropout.
+        """
+
+    @abstractmethod
+    def _nats(self, batch: Any) -> np.ndarray:
+        """-log p of each target, (B,) in float64."""
+
+    @abstractmethod
+    def _answers(self, sources: Any, beam: int, batch_size: int) -> list[str]:
+        """What the model makes of each source."""
+
+    # -- vocabularies --------------------------------------------------------------------------------------------------
+
+    def build(self, pairs: Pairs) -> None:
+        """Take the vocabularies of pairs, and make the weights that depend on them; ``fit`` does so by itself."""
+        where = f"{type(self).__name__}.build"
+        if self.vocabularies:
+            raise RuntimeError(f"{where}: the vocabularies are there already; make a new model for other ones")
+        self._build_of(self._read(where, "pairs", pairs))
+
+    def _build_of(self, sides: tuple[Any, Any]) -> None:
+        vocabularies = {
+            name: _vocabulary_of(side, self._levels[name], self.min_frequency, self.vocab_size)
+            for name, side in zip(("source", "target"), sides, strict=True)
+            if name in self._VOCABULARIES
+        }
+        self._set_vocabularies(vocabularies)
+
+    def _vocabularies(self) -> dict[str, Vocabulary]:
+        return self._built("save")
+
+    def _built(self, call: str) -> dict[str, Vocabulary]:
+        if not self.vocabularies:
+            raise RuntimeError(
+                f"{type(self).__name__}.{call}: the model has no vocabularies yet: call fit (or build) first"
+            )
+        return self.vocabularies
+
+    def _set_vocabularies(self, vocabularies: dict[str, Vocabulary]) -> None:
+        for name, level in self._levels.items():
+            if vocabularies[name].level != level:
+                raise ValueError(f"the {name} vocabulary must be of level {level!r}, got {vocabularies[name].level!r}")
+        self._ends = {name: _end_of(name, vocabulary) for name, vocabulary in vocabularies.items()}
+        self.vocabularies = dict(vocabularies)
+        self._make_weights()
+
+    # -- pairs as ids --------------------------------------------------------------------------------------------------
+
+    def _read(self, where: str, name: str, pairs: Any) -> tuple[Any, Any]:
+        """Both sides, equally many, at least one."""
+        return read_pairs(where, name, pairs)
+
+    def _sentences(self, where: str, side: str, given: Any, lines: Sequence[str], max_length: int) -> Sentences:
+        """The ids of each line with its end; ``given`` is the file or the list, for messages."""
+        vocabulary, end = self.vocabularies[side], self._ends[side]
+
+        def ids() -> Iterator[np.ndarray]:
+            for number, line in enumerate(lines, 1):
+                found = vocabulary.encode(line)
+                if len(found) > max_length:
+                    raise line_error(
+                        where, side, given, number, f"has {len(found)} tokens, more than max_length={max_length}"
+                    )
+                yield np.append(self._in_order(side, found), np.int32(end))
+
+        return Sentences.of(ids())
+
+    def _in_order(self, side: str, ids: np.ndarray) -> np.ndarray:
+        """The tokens of a line in the order in which they are read."""
+        return ids
+
+    def _ids(
+        self, where: str, pairs: Any, lines: tuple[list[str], list[str]], max_length: int
+    ) -> tuple[Sentences, Sentences]:
+        source, target = (
+            self._sentences(where, name, given, side, max_length)
+            for name, given, side in zip(("source", "target"), pairs, lines, strict=True)
+        )
+        return source, target
+
+    # -- computation ---------------------------------------------------------------------------------------------------
+
+    def _zero_grads_before(self, output: Output, tied: Embedding | None = None) -> None:
+        """All gradients that ``output`` does not write anew: of embeddings the rows that were written."""
+        for part in self._parts().values():
+            if isinstance(part, Embedding):
+                if part is not tied:
+                    part.zero_written_rows()
+            elif part is not output:
+                part.zero_grad()
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Pairs,
+        valid: Pairs | None = None,
+        *,
+        epochs: int = 10,
+        batch_size: int = 64,
+        max_tokens: int | None = None,
+        max_length: int = MAX_LENGTH,
+        label_smoothing: float = 0.0,
+        sampling: float = 0.0,
+        metric: str = "loss",
+        optimizer: str = "adam",
+        lr: float | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        clip: float | None = 1.0,
+        schedule: str = "constant",
+        warmup: int = 0,
+        decay: float | None = None,
+        decay_after: int | None = None,
+        average: int | str | None = None,
+        patience: int | None = None,
+        seconds: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        sample_every: int | None = None,
+        progress: Any = True,
+    ) -> list[dict[str, Any]]:
+        """Train on pairs of lines; returns one record for each epoch.
+
+        Pairs of similar length are read together, so that little is padded, in another order each epoch.
+
+        Args:
+            train: source and target: two lists of lines, or two paths of files (UTF-8) whose lines belong together.
+            valid: pairs that are held out, for the figures of each epoch.
+            epochs: passes over the pairs.
+            batch_size: pairs a step, at most.
+            max_tokens: pairs a step times the tokens of the longest line of them, at most; None: any number.
+            max_length: tokens of a line; a longer one is an error.
+            label_smoothing: share of each target's probability that goes to all symbols alike, in [0, 1).
+            sampling: share of the decoder's inputs that are the model's own most probable tokens, in [0, 1], at the end
+                of the run; it grows from 0 with the share of the run that is behind (scheduled sampling). Each step
+                then writes the batch once before it learns from it. For models that write, ``Seq2Seq`` and
+                ``SequenceGenerator``.
+            metric: "loss", or one that ``evaluate`` knows: what on ``valid`` tells which epoch was best, for
+                ``checkpoint/best``, ``patience``, ``schedule`` and ``average``. Other than "loss" needs ``valid``,
+                whose sources are then answered each epoch.
+            optimizer, lr, momentum, weight_decay, clip, schedule, warmup, decay, decay_after, average: how each step is
+                taken: as in ``LanguageModel.fit``.
+            patience, seconds: when to stop: as in ``LanguageModel.fit``.
+            checkpoint, resume, progress: as in ``LanguageModel.fit``.
+            sample_every: show what the model makes of the first line of ``valid`` (or ``train``), each time after so
+                many steps.
+
+        Ctrl-C ends a run after the step with an evaluation and a checkpoint; a second one ends it at once.
+
+        Records: those of ``LanguageModel.fit``; with another ``metric`` than "loss" also ``valid_bleu`` or the like.
+
+        Raises:
+            TypeError, ValueError: naming the argument, or the file and its line.
+            FloatingPointError, KeyboardInterrupt: as in ``LanguageModel.fit``.
+
+        Sources: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016 (label smoothing);
+        Bengio, Vinyals, Jaitly, Shazeer, "Scheduled sampling for sequence prediction with recurrent neural networks",
+        2015.
+        """
+        where = f"{type(self).__name__}.fit"
+        options = Options.checked(
+            where, optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, clip=clip,
+            schedule=schedule, warmup=warmup, decay=decay, decay_after=decay_after, average=average,
+        )  # fmt: skip
+        settings = Settings.checked(
+            where, epochs=epochs, patience=patience, seconds=seconds, sample_every=sample_every, checkpoint=checkpoint,
+            resume=resume, progress=progress,
+        )  # fmt: skip
+        batch_size = check_size(where, "batch_size", batch_size)
+        max_tokens = None if max_tokens is None else check_size(where, "max_tokens", max_tokens)
+        max_length = check_size(where, "max_length", max_length)
+        if check_probability(where, "label_smoothing", label_smoothing) == 1.0:
+            raise ValueError(f"{where}: label_smoothing must be below 1, got {label_smoothing}")
+        if check_probability(where, "sampling", sampling) > 0.0 and not self._SAMPLES:
+            raise ValueError(f"{where}: sampling is for models that write, got {sampling}")
+        check_choice(where, "metric", metric, ("loss", *self._METRICS))
+        needing = settings.needs_valid(options) or (f"metric={metric!r}" if metric != "loss" else None)
+        if valid is None and needing:
+            raise ValueError(f"{where}: {needing} needs valid pairs")
+        self._begin(settings)
+        pairs = self._read(where, "train", train)
+        held_out = None if valid is None else self._read(where, "valid", valid)
+        if not self.vocabularies:
+            self._build_of(pairs)
+        source, target = self._ids(where, train, pairs, max_length)
+        data = _Data(
+            partial(self._batch, source, target),
+            np.maximum(source.lengths, target.lengths),
+            target.lengths,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            seed=self._seeds["training"],
+            fingerprint=[int(target.lengths.sum()), target.crc(), int(source.lengths.sum()), source.crc()],
+            what="train pairs",
+            extra_options={"label_smoothing": float(label_smoothing), "sampling": float(sampling), "metric": metric}
+            | ({"epochs": settings.epochs} if sampling else {}),  # which say when how much is sampled
+        )
+        evaluate: Callable[[], dict[str, float]] | None = None
+        if held_out is not None:
+            ids, names = self._ids(where, valid, held_out, max_length), () if metric == "loss" else (metric,)
+            evaluate = partial(self._figures, held_out, ids, names, batch_size)
+        shown = (pairs if held_out is None else held_out)[0][:1]
+        return self._fit(
+            settings,
+            options,
+            data,
+            evaluate,
+            lambda: f"{shown[0]}\n-> {self._answers(shown, 1, 1)[0]}",
+            f"valid_{metric}",
+        )
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        pairs: Pairs,
+        *,
+        metrics: Sequence[str] = (),
+        beam: int = 1,
+        batch_size: int = 64,
+        max_length: int = MAX_LENGTH,
+    ) -> dict[str, float | int]:
+        """How well the model predicts the targets of pairs, given as for ``fit``, and how good its answers are.
+
+        Returns a dict: ``loss`` (nats per token of the targets, their ends included), ``perplexity`` (exp(loss), at
+        most 1e304), ``tokens``, and one entry for each of ``metrics``: see ``models.metrics``.
+        """
+        where = f"{type(self).__name__}.evaluate"
+        self._built("evaluate")
+        for metric in metrics:
+            check_choice(where, "metrics", metric, self._METRICS)
+        batch_size = check_size(where, "batch_size", batch_size)
+        lines = self._read(where, "pairs", pairs)
+        ids = self._ids(where, pairs, lines, check_size(where, "max_length", max_length))
+        return self._figures(lines, ids, metrics, batch_size, beam) | {"tokens": int(ids[1].lengths.sum())}
+
+    def _figures(
+        self,
+        pairs: tuple[Any, Any],
+        ids: tuple[Sentences, Sentences],
+        names: Sequence[str],
+        batch_size: int,
+        beam: int = 1,
+    ) -> dict[str, float]:
+        loss = float(self._nats_of(*ids, batch_size).sum() / ids[1].lengths.sum())
+        figures = {"loss": loss, "perplexity": perplexity(loss)}
+        if names:
+            outputs = self._answers(pairs[0], beam, batch_size)
+            for name in names:
+                figures[name] = measures.score(
+                    name, outputs, pairs[1], pairs[0], partial(tokens_of, self.vocabularies["target"])
+                )
+        return figures
+
+    def score(self, pairs: Pairs, *, batch_size: int = 64, max_length: int = MAX_LENGTH) -> np.ndarray:
+        """log p of each target given its source, its end included, in nats: float64 (pairs,)."""
+        where = f"{type(self).__name__}.score"
+        self._built("score")
+        batch_size = check_size(where, "batch_size", batch_size)
+        lines = self._read(where, "pairs", pairs)
+        ids = self._ids(where, pairs, lines, check_size(where, "max_length", max_length))
+        return -self._nats_of(*ids, batch_size)
+
+    def _nats_of(self, source: Sentences, target: Sentences, batch_size: int) -> np.ndarray:
+        nats = np.empty(len(target))
+        for rows in similar(np.maximum(source.lengths, target.lengths), batch_size):
+            nats[rows] = self._nats(self._batch(source, target, rows))
+        return nats
+
+
+def _vocabulary_of(lines: list[str], level: str, min_frequency: int, vocab_size: int) -> Vocabulary:
+    pieces = (line + "\n" for line in lines)
+    if level == BpeVocabulary.level:
+        return BpeVocabulary.of_pieces(pieces, min_frequency, vocab_size)
+    return VOCABULARIES[level].of_pieces(pieces, min_frequency)
+
+
+def _end_of(name: str, vocabulary: Vocabulary) -> int:
+    """The id of a line's end."""
+    ids = vocabulary.encode("\n")
+    if len(ids) != 1 or ids[0] == UNKNOWN:
+        raise ValueError(
+            f"the {name} vocabulary must have a symbol for the end of a line, got {len(vocabulary)} others"
+        )
+    return int(ids[0])
+
+
+def similar(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Rows of similar length, ``batch_size`` at most at a time."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,201 @@
+"""Finding outputs of a decoder for many inputs at once: greedily, by beam search, or by drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .decoding import checked_step
+
+
+class Rows(Protocol):
+    """A ``decoding.Decoder`` for the rows of many sentences, which tells what attention read."""
+
+    weights: np.ndarray | None  # (N, S)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray: ...
+    def select(self, rows: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An output: ``tokens`` without the end, their ``log_p`` with it in nats, the ``score`` that ranks it, and the
+    ``attention`` (tokens, S) that was paid when each was chosen, if there was any."""
+
+    tokens: np.ndarray
+    log_p: float
+    score: float
+    attention: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What makes an output better than another::
+
+        score = log p / length^length_penalty + coverage_penalty * sum_s log min(sum_t attention_ts, 1)
+
+    The length counts the end. A penalty of 0 leaves the log p as it is; with a ``length_penalty`` of 1 it is the mean
+    of the tokens' log p. The second term is 0 where every token of the input was paid attention to.
+
+    Source (coverage): Wu et al., "Google's neural machine translation system", 2016.
+    """
+
+    length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
+
+    def score(self, log_p: float, length: int, attention: np.ndarray | None) -> float:
+        score = log_p / length**self.length_penalty
+        if self.coverage_penalty and attention is not None:
+            paid = attention.sum(axis=0, dtype=np.float64)
+            score += self.coverage_penalty * float(np.log(np.clip(paid, 1e-30, 1.0)).sum())
+        return score
+
+    def bound(self, log_p: float, limit: int) -> float:
+        """What an unfinished output can reach at best: its log p only falls, and the other term is at most 0."""
+        return log_p / limit**self.length_penalty
+
+
+class _Search:
+    """The outputs of all sentences, as they grow.
+
+    Every sentence that is not done has the same number of rows, next to each other: at first one, then ``beam``.
+    """
+
+    def __init__(self, limits: np.ndarray, beam: int, n_best: int, ranking: Ranking, end: int) -> None:
+        self._limits, self._beam, self._n_best, self._ranking, self._end = limits, beam, n_best, ranking, end
+        self.finished: list[list[Hypothesis]] = [[] for _ in limits]
+        self.live = np.flatnonzero(limits > 0)  # numbers of sentences
+        self.log_p = np.zeros((len(self.live), 1))
+        self.tokens = np.full(len(self.live), end, np.int32)  # the last of each row
+        self._history = np.empty((len(self.live), 0), np.int32)
+        self._attention: list[np.ndarray] = []  # (N, S) of each step
+
+    def note(self, weights: np.ndarray | None) -> None:
+        """What attention read at the step that comes before ``extend``."""
+        if weights is not None:
+            self._attention.append(weights)
+
+    def extend(self, rows: np.ndarray, tokens: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+        """Candidates (B, C) of each sentence, best first: the row that they go on from, their token, their log p.
+
+        Returns the rows that the next step begins with.
+        """
+        length = self._history.shape[1] + 1
+        next_rows: list[int] = []
+        next_tokens: list[int] = []
+        next_p: list[list[float]] = []
+        still: list[int] = []
+        for place, number in enumerate(self.live.tolist()):
+            last_step = length == self._limits[number]
+            open_ranks: list[int] = []
+            for rank, (row, token, p) in enumerate(zip(rows[place], tokens[place], log_p[place], strict=True)):
+                if p == -np.inf or len(open_ranks) == self._beam:
+                    break
+                if token != self._end:
+                    open_ranks.append(rank)
+                if last_step or (token == self._end and rank < self._beam):
+                    self._finish(number, row, token, float(p))
+            if last_step or not open_ranks or self._is_done(number, float(log_p[place, open_ranks[0]])):
+                continue
+            # Where there are too few, the last one once more, out of the running.
+            missing = self._beam - len(open_ranks)
+            ranks = open_ranks + open_ranks[-1:] * missing
+            still.append(number)
+            next_rows += rows[place, ranks].tolist()
+            next_tokens += tokens[place, ranks].tolist()
+            next_p.append([*log_p[place, open_ranks], *[-np.inf] * missing])
+        kept = np.array(next_rows, np.int64)
+        self.tokens = np.array(next_tokens, np.int32)
+        self._history = np.concatenate([self._history[kept], self.tokens[:, None]], axis=1)
+        self._attention = [weights[kept] for weights in self._attention]
+        self.live, self.log_p = np.array(still, np.int64), np.array(next_p).reshape(len(still), self._beam)
+        return kept
+
+    def _finish(self, number: int, row: int, token: int, log_p: float) -> None:
+        tokens, length = self._history[row], self._history.shape[1] + 1
+        if token != self._end:
+            tokens = np.append(tokens, token)
+        attention = None
+        if self._attention:
+            attention = np.stack([weights[row] for weights in self._attention])[: len(tokens)]
+        score = self._ranking.score(log_p, length, attention)
+        self.finished[number].append(Hypothesis(tokens, log_p, score, attention))
+
+    def _is_done(self, number: int, best_open: float) -> bool:
+        finished = self.finished[number]
+        if len(finished) >= self._beam:
+            return True
+        if len(finished) < self._n_best:
+            return False
+        worst = sorted(hypothesis.score for hypothesis in finished)[-self._n_best]
+        return worst >= self._ranking.bound(best_open, self._limits[number])
+
+
+def search(
+    where: str,
+    decoder: Rows,
+    end: int,
+    limits: np.ndarray,
+    *,
+    beam: int = 1,
+    n_best: int = 1,
+    ranking: Ranking | None = None,
+    never: int | None = None,
+    draw: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[list[Hypothesis]]:
+    """The ``n_best`` <= ``beam`` outputs of each sentence, best first.
+
+    Rows begin after the token ``end``, which also ends them. One of ``limits`` (B,) tokens without it is cut off there.
+    At each length the ``beam`` open outputs of highest log p stay, and those that end are finished if they are among
+    the ``beam`` best. A sentence is done when ``beam`` outputs have ended, or when none that is open can come among
+    the best. The token ``never`` is not written.
+
+    ``draw`` gives a token for each row of logits (N, V), in the place of a search (``beam`` 1).
+    """
+    state = _Search(limits, beam, n_best, Ranking() if ranking is None else ranking, end)
+    if len(state.live) < len(limits):
+        decoder.select(state.live)
+    while len(state.live):
+        logits = checked_step(where, decoder, state.tokens)
+        if never is not None:
+            logits[:, never] = -np.inf
+        log_z, rows = _log_sum_exp(logits), np.arange(len(logits))
+        state.note(decoder.weights)
+        if draw is None:
+            candidates = _best(logits, log_z, state.log_p, 1 if beam == 1 else 2 * beam)
+        else:
+            tokens = draw(logits)
+            candidates = rows[:, None], tokens[:, None], state.log_p + (logits[rows, tokens] - log_z)[:, None]
+        kept = state.extend(*candidates)
+        if not np.array_equal(kept, rows):
+            decoder.select(kept)
+    return [sorted(found, key=lambda each: -each.score)[:n_best] for found in state.finished]
+
+
+def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(axis=1)
+    powers = logits - top[:, None]
+    np.exp(powers, out=powers)
+    return top + np.log(powers.sum(axis=1))
+
+
+def _best(logits: np.ndarray, log_z: np.ndarray, log_p: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    """Rows, tokens and log p of the ``count`` best continuations of each sentence, (B, count), best first.
+
+    Logits (B k, V), log p (B, k); of equal ones the lower row and token come first.
+    """
+    sentences, width = log_p.shape
+    of_row = min(count, logits.shape[1])
+    if of_row == 1:
+        tokens = logits.argmax(axis=1)[:, None]
+    else:
+        tokens = np.sort(np.argpartition(logits, -of_row, axis=1)[:, -of_row:], axis=1)
+    rows = np.broadcast_to(np.arange(len(logits))[:, None], tokens.shape)
+    scores = log_p.reshape(-1, 1) + (np.take_along_axis(logits, tokens, axis=1) - log_z[:, None])
+    found = (array.reshape(sentences, width * of_row) for array in (rows, tokens, scores))
+    rows, tokens, scores = found
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return tuple(np.take_along_axis(array, order, axis=1) for array in (rows, tokens, scores))
