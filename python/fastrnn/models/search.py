@@ -143,7 +143,7 @@ def search(
     beam: int = 1,
     n_best: int = 1,
     ranking: Ranking | None = None,
-    never: int | None = None,
+    never: np.ndarray | None = None,
     draw: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` <= ``beam`` outputs of each sentence, best first.
@@ -151,7 +151,7 @@ def search(
     Rows begin after the token ``end``, which also ends them. One of ``limits`` (B,) tokens without it is cut off there.
     At each length the ``beam`` open outputs of highest log p stay, and those that end are finished if they are among
     the ``beam`` best. A sentence is done when ``beam`` outputs have ended, or when none that is open can come among
-    the best. The token ``never`` is not written.
+    the best. Tokens of ``never`` are not written.
 
     ``draw`` gives a token for each row of logits (N, V), in the place of a search (``beam`` 1).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from .pairs_model import PairsModel, similar
 from .search import search
 from .stack import CELLS, make_stack
 from .trainable import Part
-from .translation import Decoding, Translation, tokens_of, translation_of
+from .translation import Decoding, Translation, breaks_in, tokens_of, translation_of
 from .vocabulary import VOCABULARIES, BpeVocabulary
 
 _VOCAB_SIZE = 8192
@@ -167,6 +168,7 @@ class Seq2Seq(PairsModel):
         hidden, attends = self.hidden, self.attention != "none"
         memory_size = 2 * hidden if self.bidirectional else hidden
         states = 2 if self.cell == "lstm" else 1
+        self._breaks = breaks_in(target, self._ends["target"])
         self._encoder = Encoder(
             Embedding(len(source), self.embedding, dtype, rng),
             stack(self.embedding, seeds[0], self.bidirectional),
@@ -251,7 +253,8 @@ class Seq2Seq(PairsModel):
     # -- use -----------------------------------------------------------------------------------------------------------
 
     def _answers(self, sources: Sequence[str], beam: int, batch_size: int) -> list[str]:
-        return self.translate(sources, beam, batch_size=batch_size)
+        # The lines have passed the limit that counts.
+        return self.translate(sources, beam, batch_size=batch_size, max_length=sys.maxsize)
 
     def translate(self, lines: Sequence[str], beam: int = 1, **options: Any) -> list[str]:
         """The best output for each line: ``translations``, whose options it takes, as text alone."""
@@ -289,7 +292,7 @@ class Seq2Seq(PairsModel):
         how = Decoding.checked(where, beam, n_best, self.attention != "none", self._sampling, **options)
         lines = read_side(where, "lines", lines)
         source = self._sentences(where, "source", "lines", lines, how.max_length)
-        limits = how.limits(source.lengths - 1)
+        limits, never = how.limits(source.lengths - 1), how.never(self._breaks)
         found: list[list[Translation]] = [[] for _ in lines]
         written = np.array([bool(line.strip()) for line in lines], bool)
         for number in np.flatnonzero(~written):
@@ -299,7 +302,7 @@ class Seq2Seq(PairsModel):
             rows = rows_of[places]
             hypotheses = search(
                 where, self._steps(*source.batch(rows)), self._ends["target"], limits[rows], beam=how.beam,
-                n_best=how.n_best, ranking=how.ranking, never=how.never, draw=how.draw,
+                n_best=how.n_best, ranking=how.ranking, never=never, draw=how.draw,
             )  # fmt: skip
             for number, each in zip(rows, hypotheses, strict=True):
                 tokens = tokens_of(vocabularies["source"], lines[number])

@@ -11,7 +11,7 @@ import numpy as np
 from ..checks import check_choice, check_probability, check_real, check_size
 from .decoding import Sampler
 from .search import Hypothesis, Ranking
-from .vocabulary import UNKNOWN, Vocabulary, WordVocabulary
+from .vocabulary import UNKNOWN, BpeVocabulary, Vocabulary, WordVocabulary
 
 MAX_LENGTH = 1000  # tokens of a line, unless another limit is given
 _UNKNOWN_TOKENS = ("avoid", "keep", "copy")
@@ -85,10 +85,9 @@ class Decoding:
             check_size(where, "max_length", max_length),
         )
 
-    @property
-    def never(self) -> int | None:
-        """The token that is not written."""
-        return UNKNOWN if self.unknown == "avoid" else None
+    def never(self, breaks: np.ndarray) -> np.ndarray:
+        """Tokens that are not written, ``breaks`` among them."""
+        return np.append(breaks, np.int64(UNKNOWN)) if self.unknown == "avoid" else breaks
 
     @property
     def copy(self) -> bool:
@@ -144,3 +143,10 @@ def translation_of(
 def tokens_of(vocabulary: Vocabulary, line: str) -> list[str]:
     """A line's tokens as text, without what separates them, unknown ones as they are."""
     return [piece.strip() or piece for piece in vocabulary.pieces(line)]
+
+
+def breaks_in(vocabulary: Vocabulary, end: int) -> np.ndarray:
+    """Tokens beside the ``end`` that hold a line break, as byte-pair tokens may: an output is one line."""
+    if not isinstance(vocabulary, BpeVocabulary):
+        return np.empty(0, np.int64)
+    return np.array([i for i in range(len(vocabulary)) if i != end and "\n" in vocabulary.decode([i])], np.int64)
