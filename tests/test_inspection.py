@@ -60,6 +60,14 @@ def test_activations_and_saturation_against_a_plain_loop(kernel, options, dtype)
     assert sum(gate.high.sum() + gate.low.sum() for gate in gates.values()) > 0
 
 
+@kernels
+def test_activations_of_a_model_with_skip_connections(kernel, options):
+    model = built(layers=2, skip=True, **options)  # sizes 4 and 5: the first layer has none
+    layers = [inspection.activations(model, PROSE, layer) for layer in range(2)]
+    y, _ = model.recurrent(model.embed.parameters["weight"][model.vocabulary.encode(PROSE)[:, None]])
+    np.testing.assert_allclose(sum(layers), y[:, 0], rtol=0, atol=1e-10)
+
+
 def test_predicates():
     def marks(function, text):
         return "".join(str(int(each)) for each in function(list(text)))

@@ -53,8 +53,9 @@ def test_flow_is_the_gradient_by_the_state_from_which_the_reference_starts_again
             np.testing.assert_allclose(flow.norms[name][:, back - 1], np.linalg.norm(want, axis=-1), rtol=1e-9)
 
 
-def test_flow_is_the_slope_of_the_loss():
-    model, steps, back, step = built(layers=2), 6, 4, 1e-6
+@pytest.mark.parametrize("skip", [False, True])
+def test_flow_is_the_slope_of_the_loss(skip):
+    model, steps, back, step = built(layers=2, skip=skip), 6, 4, 1e-6
     flow = gradients.gradient_flow(model, PROSE, steps, windows=1)
     ids = model.vocabulary.encode(PROSE[: steps + 1])
     x = model.embed.forward(ids[:, None])

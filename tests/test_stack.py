@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrnn
 from fastrnn.models.stack import CELLS, ResidualGRU, ResidualLSTM, ResidualRNN, make_stack
-from layering import B, T, assert_same, normal, pair, train
+from layering import B, T, assert_same, normal, pair, random_state, train
 from stacks import (
     EPS,
     KERNELS,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import functional
 from ..checks import check_choice, check_size
-from .inspection import KERNELS, as_parts, as_state, encode, rounded
+from .inspection import as_parts, as_state, encode, rounded
 from .schedules import Options
+from .stack import make_stack
 from .training import Streams, Trainer
 
 if TYPE_CHECKING:
@@ -104,22 +104,27 @@ def gradient_flow(
     ids = encode(where, model, text, steps + 1)
     starts = np.linspace(0, len(ids) - steps - 1, min(windows, len(ids) - steps)).astype(int)
     rows = ids[starts + np.arange(steps + 1)[:, None]]
-    weights = {name: array.astype(np.float64) for name, array in model.recurrent.parameters.items()}
+    stack = make_stack(
+        model.cell, model.embedding, model.hidden, model.layers, proj_size=model.proj_size, skip=model.skip,
+        dtype="float64", seed=0,
+    )  # fmt: skip
+    stack.load_state_dict(model.recurrent.parameters)
     x = model.embed.forward(rows[:-1]).astype(np.float64)
     state: Any = None
     outputs: list[np.ndarray] = []
     tapes: list[Any] = []
     for t in range(steps):
-        y, state, tape = functional.forward(KERNELS[model.cell], x[t : t + 1], weights, state)
+        y, state, tape = stack.forward(x[t : t + 1], state)
         outputs.append(y[0].astype(model.dtype))
         tapes.append(tape)
     output = copy.deepcopy(model.output)  # its loss adds to its gradients
     dstate = [np.zeros_like(part) for part in as_parts(state)]
     norms = np.empty((len(dstate), model.layers, steps, len(starts)))
     for t in reversed(range(steps)):
+        dy = None
         if t == steps - 1 or loss == "mean":
-            dstate[0][-1] += output.loss(outputs[t], rows[t + 1], 1.0 if loss == "last" else 1.0 / steps)[1]
-        _, before, _ = functional.backward(tapes[t], None, as_state(dstate), need_dx=False)
+            dy = output.loss(outputs[t], rows[t + 1], 1.0 if loss == "last" else 1.0 / steps)[1][None].astype(float)
+        _, before = stack.backward(tapes[t], dy, as_state(dstate), need_dx=False)
         dstate = [np.array(part) for part in as_parts(before)]
         norms[:, :, steps - 1 - t] = [_norm(part) for part in dstate]
     if not np.isfinite(norms).all():

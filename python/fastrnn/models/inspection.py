@@ -291,7 +291,7 @@ def _traces(model: LanguageModel, ids: np.ndarray) -> Iterator[list[dict[str, np
                 for t, (i, f, g) in enumerate(zip(values["i"], values["f"], values["g"], strict=True)):
                     values["c"][t] = c = f * c + i * g
             layers.append(values)
-            x = y
+            x = y + x if model.skip and x.shape == y.shape else y
         yield layers
 
 
