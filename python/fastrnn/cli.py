@@ -194,10 +194,16 @@ def _add_lm(commands: argparse._SubParsersAction) -> None:
     add_lm(commands, _number, _NamesOf)
 
 
+def _add_seq2seq(commands: argparse._SubParsersAction) -> None:
+    from .models.seq2seq_commands import add_seq2seq
+
+    add_seq2seq(commands, _number)
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastrnn", description="Fused recurrent layers and the models built on them.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_demo, _add_bench, _add_info, _add_lm):
+    for add in (_add_demo, _add_bench, _add_info, _add_lm, _add_seq2seq):
         add(commands)
     return parser
 

@@ -1,15 +1,16 @@
-"""Figures of what ``inspection`` and ``gradients`` find, and a heat map as a page of HTML.
+"""Figures of training, of attention, and of what ``inspection`` and ``gradients`` find; a heat map as a page of HTML.
 
-A figure is a ``matplotlib.figure.Figure``, made without pyplot: no window, no global state;
-``figure.savefig("name.png")`` writes it. ``draw_*`` draw into axes of your own. They need matplotlib
-(``pip install 'fastrnn[plot]'``); the page needs nothing.
+A figure is a ``matplotlib.figure.Figure``, made without pyplot: no window, no global state; ``save`` writes it.
+``draw_*`` draw into axes of your own. They need matplotlib (``pip install 'fastrnn[plot]'``); the page needs nothing.
 """
 
 from __future__ import annotations
 
 import html
+import os
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .translation import Translation
+
 # Okabe & Ito's colours, which colour-blind people can tell apart.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _NEGATIVE, _POSITIVE = (0, 114, 178), (213, 94, 0)
 _STRENGTH = 0.7  # of the colour at the ends of the scale: text stays readable on it, in the dark too
 _LEVELS = 10  # of each sign on the page
+_END = "<eos>"  # of a source
+_LONGEST = 30  # characters of a token beside an axis
+_HIGHEST = 1e100  # perplexity that is drawn: near the end of the numbers logarithmic axes overflow
 _NAMES = {
     "i": "input gate i", "f": "forget gate f", "g": "candidate g", "o": "output gate o",
     "r": "reset gate r", "z": "update gate z", "n": "candidate n", "h": "output h",
@@ -38,6 +44,99 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError:
         raise RuntimeError("figures need matplotlib: pip install 'fastrnn[plot]'") from None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, of the kind that its ending tells."""
+    with warnings.catch_warnings():
+        # The font need not have every character of a text, and a logarithmic scale has no place for 0.
+        warnings.filterwarnings("ignore", "Glyph|Data has no positive values")
+        figure.savefig(path, dpi=120)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """What ``fit`` recorded after each epoch, of several runs, by what the legend calls them.
+
+    A panel each for loss and perplexity, in training (dashed) and on ``valid``, and for every other figure on
+    ``valid`` that the records have, such as ``valid_bleu``.
+
+    Raises:
+        ValueError: there is no record.
+
+    Example:
+        >>> from fastrnn.models import LanguageModel, figures
+        >>> model, text = LanguageModel(embedding=8, hidden=16, seed=1), "hello world. " * 20
+        >>> history = model.fit(text, text, epochs=2, batch_size=4, progress=False)
+        >>> figure = figures.learning_curves({"LSTM": history})
+    """
+    keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
+    trained = [name for name in ("loss", "perplexity") if name in keys]
+    names = dict.fromkeys([*trained, *(key.removeprefix("valid_") for key in keys if key.startswith("valid_"))])
+    if not names:
+        raise ValueError("learning_curves: histories must have at least one record, got none")
+    figure = new_figure(0.6 + 3.6 * len(names), 3.8)
+    from matplotlib.ticker import LogFormatter
+
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for color, (run, history) in zip(_COLORS * len(histories), histories.items(), strict=False):
+            for key, style, where in ((name, "o--", "training"), (f"valid_{name}", "o-", "valid")):
+                values = {record["epoch"]: min(record[key], _HIGHEST) for record in history if key in record}
+                if values:
+                    label = f"{run}: {where}"
+                    axes.plot(*zip(*values.items(), strict=True), style, color=color, markersize=3, label=label)
+        _count_along_x(axes, "epoch")
+        axes.set_ylabel("loss (nats per token)" if name == "loss" else name, parse_math=False)
+        axes.grid(alpha=0.3)
+        if name == "perplexity":
+            axes.set_yscale("log")
+            axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 20, not 2 x 10^1
+        for text in axes.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def attention_map(translation: Translation) -> Figure:
+    """How much each token of an output, from top to bottom, was read from each of its source and the source's end.
+
+    Raises:
+        ValueError: nothing was read: the model has no attention, or the output no token.
+
+    Example:
+        >>> import fastrnn
+        >>> from fastrnn.models import figures
+        >>> model = fastrnn.Seq2Seq(embedding=8, hidden=16, seed=1)
+        >>> model.build((["a b c"], ["A B C"]))
+        >>> figure = figures.attention_map(model.translations(["c a"])[0][0])
+    """
+    weights = translation.attention
+    if weights is None or not len(weights):
+        got = "none" if weights is None else "that of an empty output"
+        raise ValueError(f"attention_map: translation must have attention, got {got}")
+    sides = [_label(token) for token in (*translation.source, _END)], [_label(token) for token in translation.tokens]
+    side = min(0.3, 20.0 / max(map(len, sides)))  # of a cell, in inches
+    margin = 0.09 * max(map(len, (label for labels in sides for label in labels))) + 0.5
+    figure = new_figure(side * len(sides[0]) + margin + 1.0, side * len(sides[1]) + margin)
+    axes = figure.subplots()
+    image = axes.imshow(weights, "Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
+    size = min(9.0, 60.0 * side)  # points
+    turned = 90 if max(map(len, sides[0])) > 1 else 0
+    axes.set_xticks(range(len(sides[0])), sides[0], rotation=turned, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(sides[1])), sides[1], fontsize=size, parse_math=False)
+    axes.xaxis.tick_top()
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def _label(token: str) -> str:
+    """A token as people can see it."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in token.strip()) or "␣"
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

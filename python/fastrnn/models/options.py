@@ -1,9 +1,9 @@
-"""Arguments that commands on language models share: texts, models, training."""
+"""Arguments that commands on models share: texts, models, training."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from .trainable import Trainable
 from .vocabulary import VOCABULARIES
 
 Number = Callable[..., Callable[[str], Any]]  # (kind, low, above): the type of an argument
+Arguments = argparse._ActionsContainer  # a parser, or a group of its arguments
 
 _MODEL = (
     "level", "min_frequency", "vocab_size", "embedding", "hidden", "layers", "dropout", "tie", "proj_size", "window",
     "direct", "order", "smoothing", "k", "seed",
 )  # fmt: skip
-_TRAINING = (
-    "epochs", "batch_size", "bptt", "optimizer", "lr", "momentum", "weight_decay", "clip", "schedule", "warmup",
-    "decay", "decay_after", "average", "patience", "seconds", "sample_every",
+#: Options of ``fit`` that all models of weights share.
+RUN = (
+    "epochs", "optimizer", "lr", "momentum", "weight_decay", "clip", "schedule", "warmup", "decay", "decay_after",
+    "average", "patience", "seconds", "sample_every",
 )  # fmt: skip
+_TRAINING = ("batch_size", "bptt", *RUN)
 _SIZES = {"embedding": 128, "hidden": 256}  # where they are not given
 
 
@@ -52,19 +55,19 @@ def read_data(path: Path) -> tuple[Text, Text, Text | None]:
     return text[: line or cut], text[line or cut :], None
 
 
-def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The arguments of these names that were given."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was given of the options of models."""
-    return _given(args, _MODEL)
+    return given(args, _MODEL)
 
 
-def training_options(args: argparse.Namespace) -> dict[str, Any]:
+def training_options(args: argparse.Namespace, names: Iterable[str] = _TRAINING) -> dict[str, Any]:
     """What was given of the options that ``fit`` of models of weights takes."""
-    options = _given(args, _TRAINING)
+    options = given(args, names)
     return options | {"clip": None} if options.get("clip") == 0.0 else options
 
 
@@ -81,25 +84,34 @@ def new_model(kind: str, options: Mapping[str, Any]) -> TextModel:
 
 
 def check_same(model: TextModel, kind: str | None, options: Mapping[str, Any], where: str) -> None:
-    """Whether a model that was saved is the one that the options ask for."""
-    given = dict(options) if kind is None else {"model": kind, **options}
-    saved = {"model": kinds.kind_of(model), **model.config}
-    for name, value in given.items():
+    """Whether a language model that was saved is the one that the options ask for."""
+    asked = dict(options) if kind is None else {"model": kind, **options}
+    check_config({"model": kinds.kind_of(model), **model.config}, asked, where)
+
+
+def check_config(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    """Whether the configuration of the model in a folder is what the options ask for."""
+    for name, value in asked.items():
         if name not in saved or saved[name] != value:
             raise ValueError(
                 f"{where} holds another model: {flag(name)} must be {saved.get(name, 'left out')}, got {value}"
             )
 
 
-def saved_training_options(model: Trainable) -> dict[str, Any]:
+def saved_training_options(model: Trainable, names: Collection[str] = _TRAINING) -> dict[str, Any]:
     """Those of the run that a model was saved in the middle of."""
-    data = {} if model._training is None else model._training.data
-    options = dict(data.get("options", {}))
+    if model._training is None:
+        return {}
+    try:
+        data = model._training.data
+        options = {**data["options"], "epochs": data["epochs"]}
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"the training state is damaged: {error!r}") from None
     if options.get("schedule") != "zaremba":
         options.pop("decay_after", None)
         if options.get("schedule") != "plateau":
             options.pop("decay", None)
-    return {name: value for name, value in {**options, "epochs": data.get("epochs")}.items() if name in _TRAINING}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def flag(name: str) -> str:
@@ -116,17 +128,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, number: Number) -> None:
-    count, natural, real = number(int, 1), number(int, 0), number(float, 0.0)
+    count = number(int, 1)
     group = parser.add_argument_group("tokens")
     group.add_argument("--level", choices=tuple(VOCABULARIES), help="what a token is (default: char)")
-    group.add_argument("--min-frequency", type=count, metavar="N", help="rarer symbols are unknown (1)")
-    group.add_argument("--vocab-size", type=count, metavar="N", help="bpe: symbols at most (8192)")
+    add_vocabulary(group, number)
     group = parser.add_argument_group("models of weights")
-    group.add_argument("--embedding", type=count, metavar="N", help="size of a token's vector (128)")
-    group.add_argument("--hidden", type=count, metavar="N", help="units of each layer (256)")
-    group.add_argument("--layers", type=count, metavar="N", help="recurrent layers (1)")
-    group.add_argument("--dropout", type=real, metavar="P", help="probability (0)")
-    group.add_argument("--tie", action="store_true", default=None, help="one matrix for embedding and output")
+    add_weights(group, number, **_SIZES)
     group.add_argument("--proj-size", type=count, metavar="N", help="lstm: size of h after a projection")
     group.add_argument("--window", type=count, metavar="N", help="window: tokens that are seen (4)")
     group.add_argument("--direct", action="store_true", default=None, help="window: connect embeddings and output")
@@ -134,17 +141,47 @@ def add_model(parser: argparse.ArgumentParser, number: Number) -> None:
     group.add_argument("--order", type=count, metavar="N", help="length of the longest n-grams (5)")
     group.add_argument("--smoothing", choices=SMOOTHINGS, help="(default: kneser_ney)")
     group.add_argument("--k", type=number(float, 0.0, above=True), metavar="X", help="of add_k (0.01)")
-    parser.add_argument("--seed", type=natural, metavar="N", help="decides everything that is drawn")
-    parser.add_argument("--threads", type=count, metavar="N", help="(default: as fastrnn info tells)")
+    add_seed(parser, number)
+    add_threads(parser, number)
+
+
+def add_vocabulary(group: Arguments, number: Number) -> None:
+    count = number(int, 1)
+    group.add_argument("--min-frequency", type=count, metavar="N", help="rarer symbols are unknown (1)")
+    group.add_argument("--vocab-size", type=count, metavar="N", help="bpe: symbols at most (8192)")
+
+
+def add_weights(group: Arguments, number: Number, embedding: int, hidden: int) -> None:
+    """Sizes, and the like, of any model with recurrent layers; the two are what the help calls their defaults."""
+    count, real = number(int, 1), number(float, 0.0)
+    group.add_argument("--embedding", type=count, metavar="N", help=f"size of a token's vector ({embedding})")
+    group.add_argument("--hidden", type=count, metavar="N", help=f"units of each layer ({hidden})")
+    group.add_argument("--layers", type=count, metavar="N", help="recurrent layers (1)")
+    group.add_argument("--dropout", type=real, metavar="P", help="probability (0)")
+    group.add_argument("--tie", action="store_true", default=None, help="one matrix for embedding and output")
+
+
+def add_seed(parser: Arguments, number: Number) -> None:
+    parser.add_argument("--seed", type=number(int, 0), metavar="N", help="decides everything that is drawn")
+
+
+def add_threads(parser: Arguments, number: Number) -> None:
+    parser.add_argument("--threads", type=number(int, 1), metavar="N", help="(default: as fastrnn info tells)")
 
 
 def add_training(parser: argparse.ArgumentParser, number: Number) -> None:
-    count, natural = number(int, 1), number(int, 0)
-    real, positive = number(float, 0.0), number(float, 0.0, above=True)
+    count = number(int, 1)
     group = parser.add_argument_group("training of models of weights")
-    group.add_argument("--epochs", type=count, metavar="N", help="passes over the text (10)")
     group.add_argument("--batch-size", type=count, metavar="N", help="streams read side by side (32)")
     group.add_argument("--bptt", type=count, metavar="N", help="tokens a step (64)")
+    add_run(group, number)
+
+
+def add_run(group: Arguments, number: Number) -> None:
+    """Those of ``RUN``."""
+    count, natural = number(int, 1), number(int, 0)
+    real, positive = number(float, 0.0), number(float, 0.0, above=True)
+    group.add_argument("--epochs", type=count, metavar="N", help="passes over the text (10)")
     group.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), help="(default: adam)")
     group.add_argument("--lr", type=positive, metavar="X", help="learning rate (adam 0.002, sgd 1)")
     group.add_argument("--momentum", type=real, metavar="X", help="sgd: (0)")
@@ -160,7 +197,7 @@ def add_training(parser: argparse.ArgumentParser, number: Number) -> None:
         "--average", type=_average, metavar="N",
         help="sgd: take the mean of the weights from the end of epoch N on, or of one that the trigger 'plateau' finds",
     )  # fmt: skip
-    group.add_argument("--patience", type=count, metavar="N", help="stop after N epochs without a lower loss on valid")
+    group.add_argument("--patience", type=count, metavar="N", help="stop after N epochs that were not better on valid")
     group.add_argument("--seconds", type=positive, metavar="N", help="stop after that time")
     group.add_argument("--sample-every", type=count, metavar="N", help="show what the model writes, every N steps")
 
