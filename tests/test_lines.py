@@ -74,11 +74,7 @@ def test_errors_of_reading(path):
     )
     path.write_bytes(b"")
     raised(lambda: read_lines(path), ValueError, f"{path} is empty: it must hold text in UTF-8")
-    raised(
-        lambda: next(iterate_lines(io.BytesIO(), "standard input")),
-        ValueError,
-        "standard input is empty: it must hold text in UTF-8",
-    )
+    assert list(iterate_lines(io.BytesIO(), "standard input")) == []  # for a filter nothing is no error
     with pytest.raises(FileNotFoundError):
         read_lines(path.with_name("none.txt"))
 

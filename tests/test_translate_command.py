@@ -75,8 +75,12 @@ def test_bad_input_comes_after_the_answers_before_it(trained, monkeypatch, capsy
     ask(monkeypatch, "ä b\nc c c c\nb\n")
     message = "standard input: line 2 has 4 tokens, more than --max-length 3"
     refused(capsys, message, "translate", trained, "--max-length", 3, output=first)
+
+
+def test_no_input_gives_no_output(trained, monkeypatch, capsys):
     ask(monkeypatch, "")
-    refused(capsys, "standard input is empty", "translate", trained)
+    assert run("translate", trained) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_options_that_do_not_go_together_need_no_input(trained, monkeypatch, capsys):

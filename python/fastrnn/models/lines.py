@@ -34,7 +34,10 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         ['row your boat', '', 'gently']
     """
     with Path(path).open("rb") as file:
-        return list(iterate_lines(file, os.fspath(path)))
+        lines = list(iterate_lines(file, os.fspath(path)))
+    if not lines:
+        raise ValueError(f"{path} is empty: it must hold text in UTF-8")
+    return lines
 
 
 def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -45,7 +48,7 @@ def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         name: what errors call it.
 
     Raises:
-        ValueError: one line, when the stream is empty or, at that line, no UTF-8.
+        ValueError: one line, when a line is reached that is no UTF-8.
 
     Example:
         >>> import io
@@ -53,13 +56,11 @@ def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         >>> list(iterate_lines(io.BytesIO(b"row\\nyour boat\\n"), "standard input"))
         ['row', 'your boat']
     """
-    number = 0
-    for line in iter(stream.readline, b""):
-        if number == 0:
+    for number, line in enumerate(iter(stream.readline, b""), 1):
+        if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
             if not line:
-                break
-        number += 1
+                return
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
@@ -67,8 +68,6 @@ def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str]:
                 f"{name} is not UTF-8 text: line {number} has a byte 0x{line[error.start]:02x}; convert it to UTF-8"
             ) from None
         yield text[:-1].removesuffix("\r") if text.endswith("\n") else text
-    if number == 0:
-        raise ValueError(f"{name} is empty: it must hold text in UTF-8")
 
 
 def check_aligned(where: str, source: Sized, target: Sized, names: tuple[str, str]) -> None:
