@@ -10,20 +10,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..checks import check_choice, check_probability, check_size
+from ..checks import check_choice, check_flag, check_probability, check_size
 from . import metrics as measures
 from .buckets import Examples
 from .lines import Sentences
 from .model import perplexity
 from .nn import Embedding, Output
-from .pairs import Pairs, line_error, read_pairs
+from .pairs import Lines, line_error, read_pairs
 from .run import Settings
 from .schedules import Options
+from .stack import CELLS, make_stack
 from .trainable import Trainable
 from .translation import tokens_of
 from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary
 
 MAX_LENGTH = 1000  # tokens of a line, unless another limit is given
+Pairs = tuple[Any, Lines]  # sources as a kind of model takes them, mostly lines, and target lines
 
 
 class _Data(Examples):
@@ -48,12 +50,20 @@ class PairsModel(Trainable):
 
     A kind of model says at which levels it reads lines (``_levels``), makes its weights (``_make_weights``), puts pairs
     side by side (``_batch``), computes (``loss_and_grads``, ``_nats``) and answers (``_answers``, for ``_METRICS``).
+    Sources that are no lines, and targets that are more than lines, it reads itself (``_read``, ``_ids``).
     """
 
-    _VOCABULARIES = ("source", "target")
+    _VOCABULARIES: ClassVar[tuple[str, ...]] = ("source", "target")
     _METRICS: ClassVar[tuple[str, ...]] = tuple(measures.METRICS)
-    _SAMPLES: ClassVar[bool] = False  # whether inputs can be the model's own tokens
+    _SAMPLES: ClassVar[bool] = False  # whether it writes: inputs can be its own tokens, outputs be searched for
 
+    cell: str
+    embedding: int
+    hidden: int
+    layers: int
+    dropout: float
+    skip: bool
+    dtype: str
     min_frequency: int
     vocab_size: int
 
@@ -72,7 +82,7 @@ class PairsModel(Trainable):
         """Those that depend on the vocabularies, which are there."""
 
     @abstractmethod
-    def _batch(self, source: Sentences, target: Sentences, rows: np.ndarray) -> Any:
+    def _batch(self, source: Any, target: Sentences, rows: np.ndarray) -> Any:
         """Pairs side by side."""
 
     @abstractmethod
@@ -98,6 +108,30 @@ class PairsModel(Trainable):
     def _answers(self, sources: Any, beam: int, batch_size: int) -> list[str]:
         """What the model makes of each source."""
 
+    # -- arguments of constructors -------------------------------------------------------------------------------------
+
+    def _set_sizes(
+        self, *, cell: Any, embedding: Any, hidden: Any, layers: Any, dropout: Any, skip: Any, min_frequency: Any,
+        vocab_size: Any, dtype: Any,
+    ) -> None:  # fmt: skip
+        """Those that all kinds have; a TypeError or ValueError names the wrong one."""
+        where = type(self).__name__
+        self.cell = check_choice(where, "cell", cell, CELLS)
+        self.embedding = check_size(where, "embedding", embedding)
+        self.hidden = check_size(where, "hidden", hidden)
+        self.layers = check_size(where, "layers", layers)
+        self.dropout = check_probability(where, "dropout", dropout)
+        self.skip = check_flag(where, "skip", skip)
+        self.min_frequency = check_size(where, "min_frequency", min_frequency)
+        self.vocab_size = check_size(where, "vocab_size", vocab_size, low=BpeVocabulary.LEAST)
+        self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
+
+    def _make_stack(self, inputs: int, seed: int, bidirectional: bool = False) -> Any:
+        return make_stack(
+            self.cell, inputs, self.hidden, self.layers, dropout=self.dropout, bidirectional=bidirectional,
+            skip=self.skip, dtype=self.dtype, seed=int(seed),
+        )  # fmt: skip
+
     # -- vocabularies --------------------------------------------------------------------------------------------------
 
     def build(self, pairs: Pairs) -> None:
@@ -109,11 +143,18 @@ class PairsModel(Trainable):
 
     def _build_of(self, sides: tuple[Any, Any]) -> None:
         vocabularies = {
-            name: _vocabulary_of(side, self._levels[name], self.min_frequency, self.vocab_size)
+            name: self._make_vocabulary(name, side)
             for name, side in zip(("source", "target"), sides, strict=True)
             if name in self._VOCABULARIES
         }
         self._set_vocabularies(vocabularies)
+
+    def _make_vocabulary(self, name: str, lines: list[str]) -> Vocabulary:
+        """That of one side's lines."""
+        pieces, level = (line + "\n" for line in lines), self._levels[name]
+        if level == BpeVocabulary.level:
+            return BpeVocabulary.of_pieces(pieces, self.min_frequency, self.vocab_size)
+        return VOCABULARIES[level].of_pieces(pieces, self.min_frequency)
 
     def _vocabularies(self) -> dict[str, Vocabulary]:
         return self._built("save")
@@ -158,9 +199,8 @@ class PairsModel(Trainable):
         """The tokens of a line in the order in which they are read."""
         return ids
 
-    def _ids(
-        self, where: str, pairs: Any, lines: tuple[list[str], list[str]], max_length: int
-    ) -> tuple[Sentences, Sentences]:
+    def _ids(self, where: str, pairs: Any, lines: tuple[Any, Any], max_length: int) -> tuple[Any, Sentences]:
+        """Both sides as the model computes with them; a source has ``lengths`` and a ``crc`` as ``Sentences`` have."""
         source, target = (
             self._sentences(where, name, given, side, max_length)
             for name, given, side in zip(("source", "target"), pairs, lines, strict=True)
@@ -267,12 +307,19 @@ class PairsModel(Trainable):
         needing = settings.needs_valid(options) or (f"metric={metric!r}" if metric != "loss" else None)
         if valid is None and needing:
             raise ValueError(f"{where}: {needing} needs valid pairs")
-        self._begin(settings)
         pairs = self._read(where, "train", train)
         held_out = None if valid is None else self._read(where, "valid", valid)
-        if not self.vocabularies:
+        built = bool(self.vocabularies)
+        if not built:
             self._build_of(pairs)
-        source, target = self._ids(where, train, pairs, max_length)
+        try:
+            source, target = self._ids(where, train, pairs, max_length)
+            ids = None if held_out is None else self._ids(where, valid, held_out, max_length)
+            self._begin(settings)
+        except (ValueError, OSError):
+            if not built:  # those of lines that are wrong are none to go on with
+                self.vocabularies = {}
+            raise
         data = _Data(
             partial(self._batch, source, target),
             np.maximum(source.lengths, target.lengths),
@@ -286,8 +333,8 @@ class PairsModel(Trainable):
             | ({"epochs": settings.epochs} if sampling else {}),  # which say when how much is sampled
         )
         evaluate: Callable[[], dict[str, float]] | None = None
-        if held_out is not None:
-            ids, names = self._ids(where, valid, held_out, max_length), () if metric == "loss" else (metric,)
+        if held_out is not None and ids is not None:
+            names = () if metric == "loss" else (metric,)
             evaluate = partial(self._figures, held_out, ids, names, batch_size)
         shown = (pairs if held_out is None else held_out)[0][:1]
         return self._fit(
@@ -313,10 +360,13 @@ class PairsModel(Trainable):
         """How well the model predicts the targets of pairs, given as for ``fit``, and how good its answers are.
 
         Returns a dict: ``loss`` (nats per token of the targets, their ends included), ``perplexity`` (exp(loss), at
-        most 1e304), ``tokens``, and one entry for each of ``metrics``: see ``models.metrics``.
+        most 1e304), ``tokens``, and one entry for each of ``metrics``: see ``models.metrics``. Models that write find
+        their answers with this ``beam``.
         """
         where = f"{type(self).__name__}.evaluate"
         self._built("evaluate")
+        if check_size(where, "beam", beam) > 1 and not self._SAMPLES:
+            raise ValueError(f"{where}: beam is for models that write, got {beam}")
         for metric in metrics:
             check_choice(where, "metrics", metric, self._METRICS)
         batch_size = check_size(where, "batch_size", batch_size)
@@ -327,7 +377,7 @@ class PairsModel(Trainable):
     def _figures(
         self,
         pairs: tuple[Any, Any],
-        ids: tuple[Sentences, Sentences],
+        ids: tuple[Any, Sentences],
         names: Sequence[str],
         batch_size: int,
         beam: int = 1,
@@ -351,18 +401,11 @@ class PairsModel(Trainable):
         ids = self._ids(where, pairs, lines, check_size(where, "max_length", max_length))
         return -self._nats_of(*ids, batch_size)
 
-    def _nats_of(self, source: Sentences, target: Sentences, batch_size: int) -> np.ndarray:
+    def _nats_of(self, source: Any, target: Sentences, batch_size: int) -> np.ndarray:
         nats = np.empty(len(target))
         for rows in similar(np.maximum(source.lengths, target.lengths), batch_size):
             nats[rows] = self._nats(self._batch(source, target, rows))
         return nats
-
-
-def _vocabulary_of(lines: list[str], level: str, min_frequency: int, vocab_size: int) -> Vocabulary:
-    pieces = (line + "\n" for line in lines)
-    if level == BpeVocabulary.level:
-        return BpeVocabulary.of_pieces(pieces, min_frequency, vocab_size)
-    return VOCABULARIES[level].of_pieces(pieces, min_frequency)
 
 
 def _end_of(name: str, vocabulary: Vocabulary) -> int:

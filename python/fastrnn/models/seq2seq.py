@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checks import check_choice, check_flag, check_probability, check_size
+from ..checks import check_choice, check_flag
 from . import attention as attentions
 from .attention import Attention
-from .encoder_decoder import Bridge, Decoder, Encoder, Steps, token_places
-from .lines import Sentences
+from .encoder_decoder import Bridge, Decoder, Encoder
 from .nn import Embedding, Linear, Output
 from .pairs import read_side
-from .pairs_model import PairsModel, similar
-from .search import search
-from .stack import CELLS, make_stack
 from .trainable import Part
 from .translation import Decoding, Translation, breaks_in, tokens_of, translation_of
-from .vocabulary import VOCABULARIES, BpeVocabulary
+from .vocabulary import VOCABULARIES
+from .writing_model import WritingModel
 
 _VOCAB_SIZE = 8192
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Pairs side by side: ids (S, B) and (T, B), padded to the longest; every row has a token on each side."""
-
-    source: np.ndarray
-    source_lengths: np.ndarray
-    inputs: np.ndarray  # what the decoder reads: the end, then the target without its own
-    targets: np.ndarray
-    target_lengths: np.ndarray
-
-
-class Seq2Seq(PairsModel):
+class Seq2Seq(WritingModel):
     """Writes a line for each line that it reads.
 
     An encoder reads the source; a decoder, which begins with the encoder's final state, predicts each token of the
@@ -86,8 +71,8 @@ class Seq2Seq(PairsModel):
         >>> target = [" ".join(word.upper() for word in line.split()) for line in source]
         >>> model = fastrnn.Seq2Seq(embedding=16, hidden=32, seed=1)
         >>> history = model.fit((source, target), epochs=40, batch_size=8, lr=0.01, progress=False)
-        >>> model.translate(["b a", "c a b"])
-        ['B A', 'C A B']
+        >>> model.translate(["c a", "c b a"])
+        ['C A', 'C B A']
     """
 
     _format = "fastrnn.Seq2Seq"
@@ -95,7 +80,6 @@ class Seq2Seq(PairsModel):
         "src_level", "tgt_level", "cell", "embedding", "hidden", "layers", "dropout", "attention", "bidirectional",
         "tie", "seed", "input_feeding", "reverse", "skip", "min_frequency", "vocab_size", "dtype",
     )  # fmt: skip
-    _SAMPLES = True
 
     def __init__(
         self,
@@ -124,20 +108,15 @@ class Seq2Seq(PairsModel):
         check_choice(where, "level", level, VOCABULARIES)
         self.src_level = check_choice(where, "src_level", level if src_level is None else src_level, VOCABULARIES)
         self.tgt_level = check_choice(where, "tgt_level", level if tgt_level is None else tgt_level, VOCABULARIES)
-        self.cell = check_choice(where, "cell", cell, CELLS)
-        self.embedding = check_size(where, "embedding", embedding)
-        self.hidden = check_size(where, "hidden", hidden)
-        self.layers = check_size(where, "layers", layers)
-        self.dropout = check_probability(where, "dropout", dropout)
         self.attention = check_choice(where, "attention", attention, ("none", *attentions.KINDS))
         self.bidirectional = check_flag(where, "bidirectional", bidirectional)
         self.tie = check_flag(where, "tie", tie)
         self.input_feeding = check_flag(where, "input_feeding", input_feeding)
         self.reverse = check_flag(where, "reverse", reverse)
-        self.skip = check_flag(where, "skip", skip)
-        self.min_frequency = check_size(where, "min_frequency", min_frequency)
-        self.vocab_size = check_size(where, "vocab_size", vocab_size, low=BpeVocabulary.LEAST)
-        self.dtype = check_choice(where, "dtype", dtype, ("float32", "float64"))
+        self._set_sizes(
+            cell=cell, embedding=embedding, hidden=hidden, layers=layers, dropout=dropout, skip=skip,
+            min_frequency=min_frequency, vocab_size=vocab_size, dtype=dtype,
+        )  # fmt: skip
         if self.tie and self.embedding != self.hidden:
             raise ValueError(f"{where}: tie needs embedding == hidden, got {embedding=} and {hidden=}")
         if self.attention == "dot" and self.bidirectional:
@@ -159,26 +138,20 @@ class Seq2Seq(PairsModel):
         rng, dtype = np.random.default_rng(self._seeds["weights"]), np.dtype(self.dtype)
         seeds = self._seeds["recurrent"].generate_state(2)
 
-        def stack(inputs: int, seed: int, bidirectional: bool) -> Any:
-            return make_stack(
-                self.cell, inputs, self.hidden, self.layers, dropout=self.dropout, bidirectional=bidirectional,
-                skip=self.skip, dtype=self.dtype, seed=int(seed),
-            )  # fmt: skip
-
         hidden, attends = self.hidden, self.attention != "none"
         memory_size = 2 * hidden if self.bidirectional else hidden
         states = 2 if self.cell == "lstm" else 1
         self._breaks = breaks_in(target, self._ends["target"])
         self._encoder = Encoder(
             Embedding(len(source), self.embedding, dtype, rng),
-            stack(self.embedding, seeds[0], self.bidirectional),
+            self._make_stack(self.embedding, seeds[0], self.bidirectional),
             Bridge(self.layers, hidden, states, dtype, rng) if self.bidirectional else None,
             self.dropout,
         )
         embed = Embedding(len(target), self.embedding, dtype, rng)
         self._decoder = Decoder(
             embed,
-            stack(self.embedding + (hidden if self.input_feeding else 0), seeds[1], False),
+            self._make_stack(self.embedding + (hidden if self.input_feeding else 0), seeds[1]),
             Attention(self.attention, hidden, memory_size, dtype, rng) if attends else None,
             Linear(memory_size + hidden, hidden, dtype, rng) if attends else None,
             Output(hidden, len(target), dtype, rng, embed if self.tie else None),
@@ -201,54 +174,8 @@ class Seq2Seq(PairsModel):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    # -- computation ---------------------------------------------------------------------------------------------------
-
     def _in_order(self, side: str, ids: np.ndarray) -> np.ndarray:
         return ids[::-1] if side == "source" and self.reverse else ids
-
-    def _batch(self, source: Sentences, target: Sentences, rows: np.ndarray) -> Batch:
-        ids, lengths = source.batch(rows)
-        targets, target_lengths = target.batch(rows)
-        inputs = np.empty_like(targets)
-        inputs[0], inputs[1:] = self._ends["target"], targets[:-1]
-        return Batch(ids, lengths, inputs, targets, target_lengths)
-
-    def loss_and_grads(
-        self,
-        batch: Batch,
-        rng: np.random.Generator | None = None,
-        *,
-        label_smoothing: float = 0.0,
-        sampling: float = 0.0,
-        accumulate: bool = True,
-    ) -> float:
-        self._built("loss_and_grads")
-        if rng is None and (self.dropout > 0.0 or sampling > 0.0):
-            raise ValueError("Seq2Seq.loss_and_grads: dropout and sampling need rng")
-        encoder, decoder = self._encoder, self._decoder
-        if not accumulate:
-            self._zero_grads_before(decoder.output, decoder.embed if self.tie else None)
-        memory, state, encoded = encoder.forward(batch.source, batch.source_lengths, rng)
-        prepared, inputs = decoder.prepare(memory, batch.source_lengths), batch.inputs
-        if rng is not None and sampling > 0.0:
-            inputs = _sampled(Steps(decoder, prepared, state), inputs, sampling, rng)
-        rows, tape = decoder.forward(inputs, batch.target_lengths, prepared, state, rng)
-        targets = batch.targets.ravel()[token_places(len(inputs), batch.target_lengths)]
-        nats, drows = decoder.output.loss(
-            np.ascontiguousarray(rows), targets, 1.0 / len(targets), accumulate, smoothing=label_smoothing
-        )
-        dmemory, dstate = decoder.backward(tape, drows)
-        encoder.backward(encoded, dmemory, dstate)
-        return float(nats.sum(dtype=np.float64) / len(targets))
-
-    def _nats(self, batch: Batch) -> np.ndarray:
-        memory, state = self._encoder(batch.source, batch.source_lengths)
-        prepared = self._decoder.prepare(memory, batch.source_lengths)
-        rows, places = self._decoder(batch.inputs, batch.target_lengths, prepared, state)
-        nats = self._decoder.output.nats(np.ascontiguousarray(rows), batch.targets.ravel()[places])
-        sums = np.zeros(batch.targets.size)
-        sums[places] = nats
-        return sums.reshape(batch.targets.shape).sum(axis=0)
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -292,34 +219,14 @@ class Seq2Seq(PairsModel):
         how = Decoding.checked(where, beam, n_best, self.attention != "none", self._sampling, **options)
         lines = read_side(where, "lines", lines)
         source = self._sentences(where, "source", "lines", lines, how.max_length)
-        limits, never = how.limits(source.lengths - 1), how.never(self._breaks)
+        limits = how.limits(source.lengths - 1)
         found: list[list[Translation]] = [[] for _ in lines]
         written = np.array([bool(line.strip()) for line in lines], bool)
-        for number in np.flatnonzero(~written):
+        for number in np.flatnonzero(~written).tolist():
             found[number] = [Translation("", [], [], 0.0, 0.0, None)]
-        rows_of = np.flatnonzero(written)
-        for places in similar(source.lengths[rows_of], how.batch_size):
-            rows = rows_of[places]
-            hypotheses = search(
-                where, self._steps(*source.batch(rows)), self._ends["target"], limits[rows], beam=how.beam,
-                n_best=how.n_best, ranking=how.ranking, never=never, draw=how.draw,
-            )  # fmt: skip
-            for number, each in zip(rows, hypotheses, strict=True):
-                tokens = tokens_of(vocabularies["source"], lines[number])
-                found[number] = [
-                    translation_of(one, tokens, vocabularies["target"], self.reverse, how.copy) for one in each
-                ]
+        for number, best in self._hypotheses(where, source, np.flatnonzero(written), limits, how):
+            tokens = tokens_of(vocabularies["source"], lines[number])
+            found[number] = [
+                translation_of(each, tokens, vocabularies["target"], self.reverse, how.copy) for each in best
+            ]
         return found
-
-    def _steps(self, ids: np.ndarray, lengths: np.ndarray) -> Steps:
-        memory, state = self._encoder(ids, lengths)
-        return Steps(self._decoder, self._decoder.prepare(memory, lengths), state)
-
-
-def _sampled(steps: Steps, inputs: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Inputs (T, B) of which this share is the most probable token after those before it; never the first one."""
-    inputs, own = inputs.copy(), rng.random(inputs.shape) < share
-    for t in range(len(inputs) - 1):
-        logits = steps.step(inputs[t])
-        inputs[t + 1] = np.where(own[t + 1], logits.argmax(axis=1), inputs[t + 1])
-    return inputs

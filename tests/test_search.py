@@ -1,0 +1,181 @@
+"""Search over the outputs of many sentences, against all outputs that there are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fastrnn.models.search import Ranking, search
+
+END = 1
+
+
+class Table:
+    """Rows whose next token depends on all before it, by numbers drawn for each sentence and prefix."""
+
+    def __init__(self, symbols, sentences, seed=0, attention=0):
+        self.symbols, self.seed, self.attention = symbols, seed, attention
+        self.rows = [(sentence, ()) for sentence in range(sentences)]
+        self.weights = None
+        self.steps = 0
+
+    def logits(self, sentence, prefix):
+        return np.random.default_rng([self.seed, sentence, *prefix]).normal(0, 1.5, self.symbols).astype(np.float32)
+
+    def read(self, sentence, prefix):
+        weights = np.random.default_rng([self.seed + 1, sentence, *prefix]).random(self.attention)
+        return weights / weights.sum()
+
+    def step(self, tokens):
+        self.steps += 1
+        first = all(prefix == () for _, prefix in self.rows)
+        self.rows = [
+            (sentence, (*prefix, int(token))) for (sentence, prefix), token in zip(self.rows, tokens, strict=True)
+        ]
+        assert not first or (tokens == END).all()
+        if self.attention:
+            self.weights = np.array([self.read(*row) for row in self.rows])
+        return np.array([self.logits(*row) for row in self.rows])
+
+    def select(self, rows):
+        self.rows = [self.rows[row] for row in rows]
+        sentences = [sentence for sentence, _ in self.rows]
+        assert sentences == sorted(sentences)
+        assert len({sentences.count(each) for each in sentences}) <= 1
+
+    def log_p(self, sentence, tokens, never=()):
+        """Of the tokens, in which an end stands last or not at all."""
+        total, prefix = 0.0, (END,)
+        for token in tokens:
+            logits = self.logits(sentence, prefix).astype(np.float64)
+            logits[list(never)] = -np.inf
+            total += logits[token] - np.log(np.exp(logits).sum())
+            prefix = (*prefix, token)
+        return total
+
+    def outputs(self, sentence, limit, never=()):
+        """All that there are: (tokens with their end, log p)."""
+        others = [token for token in range(self.symbols) if token != END and token not in never]
+        for length in range(limit):
+            for tokens in itertools.product(others, repeat=length):
+                yield (*tokens, END), self.log_p(sentence, (*tokens, END), never)
+        for tokens in itertools.product(others, repeat=limit):
+            yield tokens, self.log_p(sentence, tokens, never)
+
+
+def without_end(tokens):
+    return [token for token in tokens if token != END]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_beam_as_wide_as_all_finds_the_best(seed, penalty):
+    limits, symbols = np.array([3, 1, 2]), 4
+    found = search(
+        "t", Table(symbols, 3, seed), END, limits, beam=200, n_best=3, ranking=Ranking(length_penalty=penalty)
+    )
+    for sentence, limit in enumerate(limits):
+        table = Table(symbols, 3, seed)
+        ranked = sorted(
+            ((log_p / len(tokens) ** penalty, tokens, log_p) for tokens, log_p in table.outputs(sentence, limit)),
+            key=lambda each: -each[0],
+        )
+        assert [each.tokens.tolist() for each in found[sentence]] == [without_end(each[1]) for each in ranked[:3]]
+        for each, (score, _, log_p) in zip(found[sentence], ranked, strict=False):
+            assert each.score == pytest.approx(score, rel=1e-5)
+            assert each.log_p == pytest.approx(log_p, rel=1e-5)
+            assert each.attention is None
+
+
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_many_sentences_are_as_each_alone(beam):
+    rng = np.random.default_rng(beam)
+    limits = rng.integers(1, 9, 12)
+    together = search("t", Table(7, 12), END, limits, beam=beam, n_best=beam)
+    for sentence, limit in enumerate(limits):
+        table = Table(7, 12)
+        table.rows = [(sentence, ())]
+        (alone,) = search("t", table, END, np.array([limit]), beam=beam, n_best=beam)
+        assert [each.tokens.tolist() for each in alone] == [each.tokens.tolist() for each in together[sentence]]
+        assert [each.score for each in alone] == pytest.approx([each.score for each in together[sentence]], rel=1e-6)
+        assert len(alone) <= beam
+        assert len({tuple(each.tokens) for each in alone}) == len(alone)
+        assert all(len(each.tokens) <= limit for each in alone)
+
+
+@pytest.mark.parametrize("never", [(), (0,), (0, 3)])
+def test_greedy(never):
+    limits = np.array([6, 2, 9, 4])
+    found = search("t", Table(5, 4), END, limits, never=np.array(never, int))
+    for sentence, limit in enumerate(limits):
+        table, tokens = Table(5, 4), []
+        while len(tokens) < limit and (not tokens or tokens[-1] != END):
+            logits = table.logits(sentence, (END, *tokens))
+            logits[list(never)] = -np.inf
+            tokens.append(int(logits.argmax()))
+        (only,) = found[sentence]
+        assert only.tokens.tolist() == without_end(tokens)
+        assert only.log_p == pytest.approx(table.log_p(sentence, tokens, never), rel=1e-5)
+        assert only.score == pytest.approx(only.log_p / len(tokens), rel=1e-6)
+
+
+def test_attention_and_coverage():
+    ranking, limits = Ranking(length_penalty=0.5, coverage_penalty=0.3), np.array([4, 3])
+    found = search("t", Table(5, 2, attention=3), END, limits, beam=3, n_best=3, ranking=ranking)
+    for sentence, each in enumerate(found):
+        for one in each:
+            tokens, table = one.tokens.tolist(), Table(5, 2, attention=3)
+            want = [table.read(sentence, (END, *tokens[:i])) for i in range(len(tokens))]
+            np.testing.assert_allclose(one.attention, np.reshape(want, (-1, 3)))
+            length = len(tokens) + (
+                len(tokens) < limits[sentence]
+                or not math.isclose(table.log_p(sentence, tokens), one.log_p, rel_tol=1e-5)
+            )
+            coverage = np.log(np.minimum(one.attention.sum(axis=0), 1.0)).sum() if tokens else 3 * math.log(1e-30)
+            assert one.score == pytest.approx(one.log_p / length**0.5 + 0.3 * coverage, rel=1e-5)
+        scores = [one.score for one in each]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_draws_in_the_place_of_a_search():
+    drawn = []
+
+    def draw(logits):
+        drawn.append(len(logits))
+        return np.full(len(logits), 2 if len(drawn) < 3 else END)
+
+    found = search("t", Table(4, 2), END, np.array([9, 2]), draw=draw)
+    assert [each[0].tokens.tolist() for each in found] == [[2, 2], [2, 2]]
+    assert drawn == [2, 2, 1]
+    table = Table(4, 2)
+    assert found[0][0].log_p == pytest.approx(table.log_p(0, (2, 2, END)), rel=1e-5)
+    assert found[1][0].log_p == pytest.approx(table.log_p(1, (2, 2)), rel=1e-5)
+
+
+def test_a_search_ends_when_nothing_better_can_come():
+    class Sure(Table):
+        def logits(self, sentence, prefix):
+            return np.array([0.0, 9.0, 0.0, 0.0], np.float32) if len(prefix) > 1 else super().logits(sentence, prefix)
+
+    table = Sure(4, 1)
+    search("t", table, END, np.array([500]), beam=2, ranking=Ranking(length_penalty=0.0))
+    assert table.steps < 6
+
+
+def test_nothing_to_write():
+    assert search("t", Table(4, 0), END, np.empty(0, np.int64)) == []
+    assert search("t", Table(4, 2), END, np.array([0, 0])) == [[], []]
+    found = search("t", Table(4, 3), END, np.array([2, 0, 2]), beam=2)
+    assert [len(each) for each in found] == [1, 0, 1]
+
+
+def test_weights_that_are_no_numbers():
+    class Broken(Table):
+        def logits(self, sentence, prefix):
+            return np.full(self.symbols, np.nan, np.float32)
+
+    with pytest.raises(FloatingPointError, match="t: the model's outputs are not finite; check its weights"):
+        search("t", Broken(4, 1), END, np.array([3]))
