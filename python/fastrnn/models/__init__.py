@@ -1,11 +1,14 @@
 """Models built on the recurrent layers, and the older ones that they are compared with."""
 
+from .classifier import SequenceClassifier
+from .generator import SequenceGenerator
 from .interpolation import Interpolation
-from .kinds import load
 from .language_model import LanguageModel
+from .loading import load
 from .ngram import NgramModel
 from .ngram_language_model import NgramLanguageModel
 from .seq2seq import Seq2Seq
+from .tagger import SequenceTagger
 from .translation import Translation
 from .vocabulary import BpeVocabulary, CharVocabulary, WordVocabulary
 from .window_model import WindowModel
@@ -18,6 +21,9 @@ __all__ = [
     "NgramLanguageModel",
     "NgramModel",
     "Seq2Seq",
+    "SequenceClassifier",
+    "SequenceGenerator",
+    "SequenceTagger",
     "Translation",
     "WindowModel",
     "WordVocabulary",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import checkpoint
 from .interpolation import Interpolation
 from .language_model import LanguageModel
+from .model import Loaded
 from .ngram_language_model import NgramLanguageModel
 from .text_model import TextModel
 from .window_model import WindowModel
 
-_CLASSES: tuple[type[TextModel], ...] = (LanguageModel, WindowModel, NgramLanguageModel, Interpolation)
+CLASSES: tuple[type[TextModel], ...] = (LanguageModel, WindowModel, NgramLanguageModel, Interpolation)
 #: From counting to gates.
 KINDS: dict[str, type[TextModel]] = {
     "ngram": NgramLanguageModel,
@@ -44,17 +45,22 @@ def kind_of(model: TextModel) -> str | None:
 
 
 def load(folder: str | os.PathLike[str], device: str = "cpu") -> TextModel:
-    """The model that ``save`` of any kind wrote.
+    """The language model that ``save`` of any kind wrote.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file, when it is missing, damaged or of no known kind.
     """
+    return load_one_of(CLASSES, folder, device)
+
+
+def load_one_of(classes: Sequence[type[Loaded]], folder: str | os.PathLike[str], device: str) -> Loaded:
+    """The model of one of these classes that is in a folder."""
     where = "load"
     kind = checkpoint.kind_of(where, folder)
-    for cls in _CLASSES:
+    for cls in classes:
         if cls._format == kind:
             return cls.load(folder, device)
-    known = ", ".join(cls._format for cls in _CLASSES)
+    known = ", ".join(cls._format for cls in classes)
     raise ValueError(f"{where}: {folder} must hold one of {known}, got {kind!r}")
 
 
