@@ -11,8 +11,9 @@ A README wants a table where it has the lines
 with NAME made of the JSON's file name without .json, a slash, and one of: machine, infer, train, paused, summary; of
 memory.py's: peaks, growth; of overhead.py's: calls; of torch_layers.py's: layers, parts; of lm/torch_baseline.py's:
 speed; of lm/step_profile.py's: shares; of lm/recipes.py's: trained; of lm/ngram_ladder.py's: perplexity; of
-lm/ladder.py's: rungs, orders; of lm/gradient_flow.py's: norms. What stands between the two lines is replaced; tables of
-other files stay as they are.
+lm/ladder.py's: rungs, orders; of lm/gradient_flow.py's: norms; of seq2seq/recipes.py's: trained, outputs; of
+seq2seq/torch_baseline.py's: speed; of seq2seq/step_profile.py's: shares. What stands between the two lines is replaced;
+tables of other files stay as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fastrnn.bench import report, shapes
 from fastrnn.models import ladder
 from fastrnn.output import as_markdown
 
+_PEERS = ("fastrnn", "torch")
 _PLACE = re.compile(r"^(<!-- table: (.+?) -->)$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
@@ -188,6 +190,43 @@ def make_flow_tables(document: dict[str, Any]) -> dict[str, str]:
     return {"norms": as_markdown((header, lines))}
 
 
+def make_seq2seq_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what seq2seq/recipes.py has written."""
+    outputs = document["outputs"]
+    figures = [name for name in outputs[0] if name not in ("beam", "unknown", "seconds")]
+    lines = [
+        [str(each["beam"]), each["unknown"], *(f"{each[name]:.4g}" for name in figures), f"{each['seconds']:.1f}"]
+        for each in outputs
+    ]
+    return make_recipe_tables(document) | {"outputs": as_markdown((["beam", "unknown", *figures, "s"], lines))}
+
+
+def make_seq2seq_speed_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what seq2seq/torch_baseline.py has written."""
+    header = ["model", "work", "per second", "fastrnn", "torch", "ratio", "agreement"]
+    lines = []
+    for name, row in document["seq2seq"].items():
+        works = {"training": row["training"]} | {f"beam {beam}": each for beam, each in row["decoding"].items()}
+        for work, figures in works.items():
+            unit = "tokens" if work == "training" else "sentences"
+            speeds = [f"{figures[peer][f'{unit}_per_second']:,.1f} ± {figures[peer]['spread']:.0%}" for peer in _PEERS]
+            agreement = (
+                f"losses differ by {figures['loss_difference']:.0e} at most; {figures['ratio_padded']:.2f} without packing"
+                if work == "training"
+                else f"{figures['equal']:.1%} of {figures['sentences']} outputs equal"
+            )
+            lines.append([name, work, unit, *speeds, f"{figures['ratio']:.2f}", agreement])
+    return {"speed": as_markdown((header, lines))}
+
+
+def make_seq2seq_profile_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The same for what seq2seq/step_profile.py has written."""
+    rows = document["seq2seq_profile"]
+    parts = list(next(iter(rows.values()))["shares"])
+    lines = [[part, *(f"{row['shares'][part]:.1%}" for row in rows.values())] for part in parts]
+    return {"shares": as_markdown((["part", *rows], lines))}
+
+
 def fill(text: str, stem: str, tables: dict[str, str]) -> str:
     """The text with the tables of this file in their places.
 
@@ -218,10 +257,13 @@ _SCRIPTS = (
     ({"rows", "packed_batch"}, make_torch_tables),
     ({"rows", "clip"}, make_baseline_tables),
     ({"profile"}, make_profile_tables),
+    ({"recipe", "outputs"}, make_seq2seq_tables),
     ({"recipe", "results"}, make_recipe_tables),
     ({"models", "vocabulary"}, make_ngram_tables),
     ({"rungs", "orders"}, make_ladder_tables),
     ({"results", "flow"}, make_flow_tables),
+    ({"seq2seq"}, make_seq2seq_speed_tables),
+    ({"seq2seq_profile"}, make_seq2seq_profile_tables),
 )
 
 

@@ -77,7 +77,7 @@ RECIPES = {
         _G2P_SOURCE,
         cmudict,
         _G2P | {"embedding": 128, "hidden": 512, "dropout": 0.3, "attention": "none", "reverse": True},
-        _G2P_TRAINING | {"epochs": 12, "batch_size": 128, "lr": 1e-3},
+        _G2P_TRAINING | {"epochs": 12, "batch_size": 128, "lr": 1e-3, "label_smoothing": 0.1},
         ("error",),
         ("error", "most", 0.311),
     ),
