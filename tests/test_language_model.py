@@ -37,6 +37,7 @@ def trained() -> LanguageModel:
         {"cell": "lstm", "layers": 2, "dropout": 0.3},
         {"cell": "gru", "tie": True, "embedding": 5, "hidden": 5, "dropout": 0.2},
         {"cell": "rnn_relu", "layers": 2, "dropout": (0.1, 0.2, 0.4)},
+        {"cell": "gru", "layers": 3, "skip": True, "embedding": 5, "dropout": 0.2},
         {"cell": "lstm", "layers": 2, "proj_size": 3, "embedding": 3, "tie": True},
     ],
     ids=str,

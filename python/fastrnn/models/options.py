@@ -19,8 +19,8 @@ Number = Callable[..., Callable[[str], Any]]  # (kind, low, above): the type of 
 Arguments = argparse._ActionsContainer  # a parser, or a group of its arguments
 
 _MODEL = (
-    "level", "min_frequency", "vocab_size", "embedding", "hidden", "layers", "dropout", "tie", "proj_size", "window",
-    "direct", "order", "smoothing", "k", "seed",
+    "level", "min_frequency", "vocab_size", "embedding", "hidden", "layers", "dropout", "tie", "proj_size", "skip",
+    "window", "direct", "order", "smoothing", "k", "seed",
 )  # fmt: skip
 #: Options of ``fit`` that all models of weights share.
 RUN = (
@@ -135,6 +135,7 @@ def add_model(parser: argparse.ArgumentParser, number: Number) -> None:
     group = parser.add_argument_group("models of weights")
     add_weights(group, number, **_SIZES)
     group.add_argument("--proj-size", type=count, metavar="N", help="lstm: size of h after a projection")
+    add_skip(group)
     group.add_argument("--window", type=count, metavar="N", help="window: tokens that are seen (4)")
     group.add_argument("--direct", action="store_true", default=None, help="window: connect embeddings and output")
     group = parser.add_argument_group("n-gram models")
@@ -200,6 +201,12 @@ def add_run(group: Arguments, number: Number) -> None:
     group.add_argument("--patience", type=count, metavar="N", help="stop after N epochs that were not better on valid")
     group.add_argument("--seconds", type=positive, metavar="N", help="stop after that time")
     group.add_argument("--sample-every", type=count, metavar="N", help="show what the model writes, every N steps")
+
+
+def add_skip(parser: Arguments) -> None:
+    parser.add_argument(
+        "--skip", action="store_true", default=None, help="add the input of recurrent layers to their output"
+    )
 
 
 def _average(text: str) -> int | str:

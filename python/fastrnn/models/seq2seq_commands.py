@@ -18,6 +18,7 @@ from .options import (
     Number,
     add_run,
     add_seed,
+    add_skip,
     add_threads,
     add_vocabulary,
     add_weights,
@@ -254,8 +255,8 @@ def _add_model(parser: argparse.ArgumentParser, number: Number) -> None:
         ("--bidirectional", "the encoder reads in both directions"),
         ("--input-feeding", "the decoder reads what attention found a token before, too; slower"),
         ("--reverse", "the encoder reads the source from its end"),
-        ("--skip", "add the input of recurrent layers to their output"),
     ):
         group.add_argument(name, action="store_true", default=None, help=about)
+    add_skip(group)
     add_seed(parser, number)
     add_threads(parser, number)
