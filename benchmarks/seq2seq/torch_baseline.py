@@ -126,13 +126,16 @@ def measure_decoding(model: Seq2Seq, lines: list[str], beam: int, seconds: float
     theirs = make_plain(model)
     ids = model._sentences("measure_decoding", "source", lines, lines, MAX_LENGTH)
     limits = torch.from_numpy(2 * (ids.lengths - 1) + 10)  # as ``translate`` has it
-    batches = [
-        (rows, *(torch.from_numpy(np.array(each)) for each in ids.batch(rows)))
-        for rows in similar(ids.lengths, TOGETHER)
-    ]
+    batches, alone = (
+        [
+            (rows, *(torch.from_numpy(np.array(each)) for each in ids.batch(rows)))
+            for rows in similar(ids.lengths, together)
+        ]
+        for together in (TOGETHER, 1)
+    )
     find: Callable[..., list[list[int]]] = plain.greedy if beam == 1 else partial(plain.beam_search, width=beam)
 
-    def outputs() -> list[list[int]]:
+    def outputs(batches: Any = batches) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in lines]
         for rows, source, lengths in batches:
             for row, output in zip(rows, find(theirs, source, lengths, limits[rows]), strict=True):
@@ -155,13 +158,14 @@ def measure_decoding(model: Seq2Seq, lines: list[str], beam: int, seconds: float
                     raise ValueError(
                         f"outputs for {lines[row]!r} must be the same, or as near as {bound:.1e}, got {margin:.1e}"
                     )
-    times: dict[str, list[float]] = {"fastrnn": [], "torch": []}
+    calls = {"fastrnn": translate, "torch": outputs, "torch_alone": partial(outputs, alone)}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     end = perf_counter() + seconds
     while perf_counter() < end or len(times["torch"]) < 3:
-        for each, call in zip(times.values(), (translate, outputs), strict=True):
+        for name, call in calls.items():
             start = perf_counter()
             call()
-            each.append(perf_counter() - start)
+            times[name].append(perf_counter() - start)
     return speeds(times, "sentences", [len(lines)] * len(times["torch"])) | {
         "asked": ASKED["decoding"],
         "sentences": len(lines),
@@ -197,6 +201,8 @@ def show(name: str, what: str, figures: dict[str, Any], unit: str) -> None:
     ratio = f"{figures['ratio']:.2f} times (asked for {figures['asked']})"
     if "ratio_padded" in figures:
         ratio += f", {figures['ratio_padded']:.2f} times without packing"
+    if "ratio_alone" in figures:
+        ratio += f", {figures['ratio_alone']:.2f} times torch with one sentence at a time"
     print(f"{name:18} {what:8} {per_second} {unit}/s: {ratio}, {agreement}", flush=True)
 
 
