@@ -274,3 +274,9 @@ def test_weights_that_are_not_finite():
     message = r"^SequenceClassifier\.predict: the model's outputs are not finite; check its weights$"
     with pytest.raises(FloatingPointError, match=message):
         model.predict(LINES)
+
+
+def test_skip_connections_reach_the_label():
+    models = [built(skip=skip, embedding=8, bidirectional=True) for skip in (False, True)]
+    one, other = (model.probabilities(LINES) for model in models)
+    assert (np.abs(one - other).max(axis=1) > 1e-6).all()

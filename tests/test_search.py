@@ -46,12 +46,11 @@ class Table:
         assert sentences == sorted(sentences)
         assert len({sentences.count(each) for each in sentences}) <= 1
 
-    def log_p(self, sentence, tokens, never=()):
-        """Of the tokens, in which an end stands last or not at all."""
+    def log_p(self, sentence, tokens):
+        """Of the tokens, in which an end stands last or not at all, whatever others may not be written."""
         total, prefix = 0.0, (END,)
         for token in tokens:
             logits = self.logits(sentence, prefix).astype(np.float64)
-            logits[list(never)] = -np.inf
             total += logits[token] - np.log(np.exp(logits).sum())
             prefix = (*prefix, token)
         return total
@@ -61,9 +60,9 @@ class Table:
         others = [token for token in range(self.symbols) if token != END and token not in never]
         for length in range(limit):
             for tokens in itertools.product(others, repeat=length):
-                yield (*tokens, END), self.log_p(sentence, (*tokens, END), never)
+                yield (*tokens, END), self.log_p(sentence, (*tokens, END))
         for tokens in itertools.product(others, repeat=limit):
-            yield tokens, self.log_p(sentence, tokens, never)
+            yield tokens, self.log_p(sentence, tokens)
 
 
 def without_end(tokens):
@@ -118,7 +117,7 @@ def test_greedy(never):
             tokens.append(int(logits.argmax()))
         (only,) = found[sentence]
         assert only.tokens.tolist() == without_end(tokens)
-        assert only.log_p == pytest.approx(table.log_p(sentence, tokens, never), rel=1e-5)
+        assert only.log_p == pytest.approx(table.log_p(sentence, tokens), rel=1e-5)
         assert only.score == pytest.approx(only.log_p / len(tokens), rel=1e-6)
 
 

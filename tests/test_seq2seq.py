@@ -94,7 +94,7 @@ def test_translations(trained):
     lines = ["zwei drei", "", "vier", "  ", "eins fünf"]
     for beam in (1, 4):
         assert trained.translate(lines, beam) == ["two three", "", "four", "", "one five"]
-    found = trained.translations(lines, beam=4, n_best=3, unknown="keep")
+    found = trained.translations(lines, beam=4, n_best=3)
     for line, each in zip(lines, found, strict=True):
         assert all(isinstance(one, Translation) for one in each)
         assert [one.score for one in each] == sorted((one.score for one in each), reverse=True)
@@ -147,6 +147,43 @@ def test_unknown_tokens(trained):
     assert copied.tokens == [["b", "c", "a"][place] for place in copied.attention[:, :-1].argmax(axis=1)]
     assert copied.text == " ".join(copied.tokens)
     assert copied.source == ["b", "c", "a"]
+
+
+def test_what_is_not_written_keeps_its_probability():
+    """An output without unknown tokens has the log p that the model gives it, also where it wants one."""
+    model = tiny(min_frequency=3)
+    model.fit((["a", "b", "a b"] * 3 + ["c"] * 2, ["x", "y", "x y"] * 3 + ["z", "w"]), epochs=15, **RUN)
+    model.parameters[-1]["bias"][0] += 3.0
+    for beam in (1, 3):
+        for line, each in zip(["c", "a c"], model.translations(["c", "a c"], beam, beam), strict=True):
+            for one in each:
+                assert model.score(([line], [one.text])) == pytest.approx(one.log_p, rel=1e-4)
+                assert "<unk>" not in one.tokens
+
+
+def test_the_end_written_as_a_word_is_an_unknown_one():
+    model = tiny()
+    model.build(PAIRS)
+    pairs = (["eins <eos> zwei"], ["one <eos> two"])
+    assert model.score(pairs) == model.score((["eins <unk> zwei"], ["one <unk> two"]))
+
+
+def test_blanks_make_no_answer_wrong(trained):
+    blank = [f"  {line.replace(' ', '   ')} " for line in TARGET]
+    assert trained.evaluate((SOURCE, blank), metrics=["exact"]) == trained.evaluate(PAIRS, metrics=["exact"])
+
+
+def test_an_end_is_a_symbol_however_few_lines_there_are():
+    model = tiny(level="char", min_frequency=5)
+    model.build((["aaaaabbbbbc"], ["aaaaad"]))
+    assert [len(vocabulary) for vocabulary in model.vocabularies.values()] == [4, 3]  # <unk>, line break, letters
+
+
+def test_weights_of_steps_do_not_pile_up():
+    for tie in (False, True):
+        model = tiny(tie=tie, embedding=24)
+        model.fit(PAIRS, epochs=2, **RUN)
+        assert all(len(embed._written) <= 1 for embed in (model._encoder.embed, model._decoder.embed))
 
 
 @pytest.mark.parametrize("level", ["char", "bpe"])
@@ -294,13 +331,14 @@ def test_constructor_refuses(options, error, message):
         (PAIRS, {"schedule": "plateau"}, ValueError, "schedule='plateau' needs valid pairs"),
         (PAIRS, {"batch_size": 0}, ValueError, "batch_size must be"),
         (PAIRS, {"max_tokens": 0}, ValueError, "max_tokens must be"),
+        (PAIRS, {"checkpoint": 3}, TypeError, "checkpoint must be the path of a folder, got int"),
         (PAIRS, {"resume": True}, ValueError, "resume needs a model with training state"),
     ],
 )
 def test_fit_refuses(tmp_path, pairs, options, error, message):
     model = tiny()
     with pytest.raises(error, match=message):
-        model.fit(pairs, checkpoint=tmp_path / "out", progress=False, **options)
+        model.fit(pairs, **{"checkpoint": tmp_path / "out", "progress": False} | options)
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +368,7 @@ def test_files_are_named_with_their_line(tmp_path):
         ({"top_k": 2}, ValueError, "top_k is for drawing, got top_k=2 and temperature=0"),
         ({"seed": 2}, ValueError, "seed is for drawing"),
         ({"max_length": 1}, ValueError, "lines: line 1 has 2 tokens, more than max_length=1|source: line 1 has 2"),
-        ({"depth": 1}, TypeError, "depth"),
+        ({"depth": 1}, TypeError, r"Seq2Seq\.translations: options must be some of length_penalty, .*, got 'depth'"),
     ],
 )
 def test_translations_refuse(trained, options, error, message):
@@ -357,6 +395,11 @@ def test_before_and_after_the_vocabularies(trained):
             call(tiny())
     with pytest.raises(RuntimeError, match="the vocabularies are there already"):
         trained.build(PAIRS)
+    for metrics in ("bleu", 3):
+        with pytest.raises(TypeError, match=r"Seq2Seq\.evaluate: metrics must be a list of names, got (str|int)"):
+            trained.evaluate(PAIRS, metrics=metrics)
+    with pytest.raises(TypeError, match=r"Seq2Seq\.translate: options must be some of .*, got 'n_best'"):
+        trained.translate(["eins"], 2, n_best=2)
 
 
 def test_weights_that_are_no_numbers(trained, tmp_path):

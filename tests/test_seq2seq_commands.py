@@ -70,6 +70,7 @@ def test_options_reach_model_and_run(texts, tmp_path, monkeypatch):
     }  # fmt: skip
     assert model._training.data["options"] == {
         "batch_size": 5, "max_tokens": 40, "label_smoothing": 0.125, "sampling": 0.5, "metric": "wer", "epochs": 2,
+        "max_length": 30,
         "optimizer": "sgd", "lr": 0.125, "momentum": 0.5, "weight_decay": 0.0625, "clip": None, "schedule": "zaremba",
         "warmup": 2, "decay": 0.25, "decay_after": 1, "average": 1,
     }  # fmt: skip
@@ -145,8 +146,8 @@ def test_bad_options(texts, trained, tmp_path, capsys):
         (held_out(texts)[:2], "--valid-src and --valid-tgt belong together, got --valid-src alone"),
         (held_out(texts)[2:], "--valid-src and --valid-tgt belong together, got --valid-tgt alone"),
         (["--tie", "--embedding", "7"], "tie needs embedding == hidden, got embedding=7 and hidden=20"),
-        (["--level", "char", "--min-frequency", "1000"], "symbols must be at least one character"),
-        (["--level", "char", "--min-frequency", "61"], "vocabulary must have a symbol for the end of a line"),
+        (["--level", "char", "--min-frequency", "1000"], "min_frequency=1000 leaves no symbol of the source lines"),
+        (["--level", "word", "--min-frequency", "1000"], "min_frequency=1000 leaves no symbol of the source lines"),
         (["--resume"], "holds no saved model"),
         (["--out", trained], "holds a model already: go on with --resume, or choose another --out"),
     ):
@@ -173,7 +174,7 @@ def test_bad_options(texts, trained, tmp_path, capsys):
 def test_a_missing_library_shows_before_training(texts, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     assert train(texts, tmp_path / "m", *held_out(texts), "--metric", "bleu") == 2
-    assert capsys.readouterr() == ("", "fastrnn: bleu: sacrebleu is not installed: pip install 'fastrnn[text]'\n")
+    assert capsys.readouterr().err == "fastrnn: bleu: sacrebleu is not installed: pip install 'fastrnn[text]'\n"
     assert not (tmp_path / "m").exists()
 
 

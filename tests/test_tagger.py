@@ -211,3 +211,11 @@ def test_weights_that_are_not_finite():
     model.parameters[-1]["bias"][...] = np.inf
     with pytest.raises(FloatingPointError, match=r"^SequenceTagger\.tag: the model's outputs are not finite"):
         model.tag(LINES)
+
+
+def test_lines_without_tokens_teach_nothing():
+    """A run that ends after any step has learned from tokens."""
+    for seed in range(6):
+        model = tiny(seed=seed)
+        history = model.fit((["", "", "a"], ["", "", "x"]), epochs=1, batch_size=1, seconds=1e-9, progress=False)
+        assert (history[0]["steps"], history[0]["epoch"]) == (1, 1)

@@ -124,8 +124,8 @@ class Attention(Layer):
             return queries @ keys.swapaxes(1, 2)
         scores = np.empty((*queries.shape[:2], keys.shape[1]), queries.dtype)
         inner = _product(queries, self.parameters["weight_query"].T)
-        for rows in _blocks(scores.shape, inner.shape[2]):
-            scores[rows] = _tanh_of_sums(inner[rows], keys[rows]) @ self.parameters["v"]
+        for rows, steps in _blocks(scores.shape, inner.shape[2]):
+            scores[rows, steps] = _tanh_of_sums(inner[rows, steps], keys[rows]) @ self.parameters["v"]
         return scores
 
     def _scores_backward(
@@ -135,15 +135,17 @@ class Attention(Layer):
             return dscores @ keys, dscores.swapaxes(1, 2) @ queries
         v, weight = self.parameters["v"], self.parameters["weight_query"]
         inner = _product(queries, weight.T)
-        dinner, dkeys = np.empty_like(inner), np.empty_like(keys)
-        for rows in _blocks(dscores.shape, inner.shape[2]):  # made again: kept, it would be the largest array of all
-            tanh = _tanh_of_sums(inner[rows], keys[rows])
-            self.grads["v"] += dscores[rows].reshape(-1) @ tanh.reshape(-1, len(v))
+        dinner, dkeys = np.empty_like(inner), np.zeros_like(keys)
+        for rows, steps in _blocks(dscores.shape, inner.shape[2]):
+            tanh = _tanh_of_sums(inner[rows, steps], keys[rows])  # made again: kept, it would be the largest array
+            d = dscores[rows, steps]
+            self.grads["v"] += d.reshape(-1) @ tanh.reshape(-1, len(v))
             # of tanh: 1 - tanh^2
             np.square(tanh, out=tanh)
             np.subtract(1.0, tanh, out=tanh)
-            tanh *= dscores[rows][..., None]
-            dinner[rows], dkeys[rows] = tanh.sum(axis=2) * v, tanh.sum(axis=1) * v
+            tanh *= d[..., None]
+            dinner[rows, steps] = tanh.sum(axis=2) * v
+            dkeys[rows] += tanh.sum(axis=1) * v
         self.grads["weight_query"] += dinner.reshape(-1, len(v)).T @ queries.reshape(-1, queries.shape[2])
         return _product(dinner, weight), dkeys
 
@@ -160,8 +162,10 @@ def _tanh_of_sums(inner: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return np.tanh(sums, out=sums)
 
 
-def _blocks(shape: tuple[int, ...], size: int) -> Iterator[slice]:
-    """Rows of (B, T, S) that are worked on at a time."""
-    step = max(1, _BLOCK // max(1, shape[1] * shape[2] * size))
-    for start in range(0, shape[0], step):
-        yield slice(start, start + step)
+def _blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and steps of (B, T, S) that are worked on at a time: whole rows, or some steps of one that is too long."""
+    fitting = max(1, _BLOCK // (shape[2] * size))  # steps
+    rows, steps = max(1, fitting // max(1, shape[1])), min(fitting, max(1, shape[1]))
+    for row in range(0, shape[0], rows):
+        for step in range(0, shape[1], steps):
+            yield slice(row, row + rows), slice(step, step + steps)

@@ -17,11 +17,11 @@ from .pairs_model import MAX_LENGTH
 class SequenceClassifier(LabellingModel):
     """Says a label of each line that it reads.
 
-    The label is predicted from the state h in which the last recurrent layer ends; in both directions, each ends at
-    the other end of the line, and the two are side by side::
+    The label is predicted from the last output y of the recurrent layers; in both directions, each ends at the other
+    end of the line, and the two are side by side::
 
-        h = the last layer's final state of encoder(dropout(E[x]))
-        p(label | x) = softmax(W dropout(h) + b)
+        y = the last output of encoder(dropout(E[x]))
+        p(label | x) = softmax(W dropout(y) + b)
 
     Args:
         level: what a token of a line is: "word", what whitespace separates; "char", a character; or "bpe", a piece of a
@@ -66,18 +66,20 @@ class SequenceClassifier(LabellingModel):
     def _counts(self, source: Sentences) -> np.ndarray:
         return np.ones(len(source), np.int64)
 
-    def _features(self, memory: np.ndarray, state: Any, places: np.ndarray) -> np.ndarray:
-        h = state[0] if isinstance(state, tuple) else state  # (L D, B, H)
-        return np.concatenate(list(h[-self._directions :]), axis=1)
+    def _features(self, memory: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
+        last = memory[lengths - 1, np.arange(len(lengths))]
+        if self.bidirectional:  # whose reverse direction ends at the first step
+            last[:, self.hidden :] = memory[0, :, self.hidden :]
+        return last
 
-    def _features_backward(self, d: np.ndarray, memory: np.ndarray, places: np.ndarray) -> tuple[None, Any]:
-        dh = np.zeros((self.layers * self._directions, len(d), self.hidden), d.dtype)
-        dh[-self._directions :] = np.split(d, self._directions, axis=1)
-        return None, (dh, None) if self.cell == "lstm" else dh
-
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
+    def _features_backward(
+        self, d: np.ndarray, shape: tuple[int, ...], lengths: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
+        dmemory, size = np.zeros(shape, d.dtype), self.hidden
+        dmemory[lengths - 1, np.arange(len(lengths)), :size] = d[:, :size]
+        if self.bidirectional:
+            dmemory[0, :, size:] = d[:, size:]
+        return dmemory
 
     def _answers(self, sources: Any, beam: int, batch_size: int) -> list[str]:
         return self.predict(sources, batch_size=batch_size, max_length=sys.maxsize)

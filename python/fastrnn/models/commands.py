@@ -134,7 +134,9 @@ def add_lm(commands: Any, number: Number, names_of: Callable[[Iterable[str]], Ca
     add_data(train)
     train.add_argument("--out", required=True, metavar="DIR", help="where the model goes; DIR/best is the best one")
     train.add_argument("--model", choices=tuple(reversed(kinds.KINDS)), help="(default: lstm)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out and its options")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out and its options, but for when to stop"
+    )
     add_model(train, number)
     add_training(train, number)
     train.set_defaults(run=_train)

@@ -260,7 +260,7 @@ class Steps:
     """A decoder one token at a time (the protocol ``Decoder`` of ``decoding``), on the layer's packed weights.
 
     Its rows are those of the sentences in ``memory``, equally many next to each other for each sentence; ``select``
-    must leave it so, and may leave sentences out.
+    must leave it so, but may leave sentences out and change their order.
     """
 
     def __init__(self, decoder: Decoder, memory: Memory | None, state: State) -> None:
@@ -285,18 +285,21 @@ class Steps:
         features = self._stream.step(x)
         if self._memory is not None and decoder.attend is not None:
             sentences = len(self._memory.values)
-            queries = features.reshape(sentences, -1, features.shape[1]) if sentences else features[:, None]
+            queries = features.reshape(sentences, len(features) // max(sentences, 1), features.shape[1])
             contexts, weights = decoder.attend.read(queries, self._memory)
-            self.weights = weights.reshape(len(features), -1)
-            features = decoder._combined(np.concatenate([contexts.reshape(len(features), -1), features], axis=1))
+            self.weights = weights.reshape(len(features), weights.shape[2])
+            contexts = contexts.reshape(len(features), contexts.shape[2])
+            features = decoder._combined(np.concatenate([contexts, features], axis=1))
         self._fed = features
         return features
 
     def select(self, rows: np.ndarray) -> None:
         self._stream.select(rows)
         self._fed = None if self._fed is None else self._fed[rows]
-        kept, self._sentences = np.unique(self._sentences[rows], return_inverse=True)
-        if self._memory is not None and len(kept) < len(self._memory.values):
+        sentences = self._sentences[rows]
+        begins = np.diff(sentences, prepend=-1) != 0
+        self._sentences, kept = np.cumsum(begins) - 1, sentences[begins]
+        if self._memory is not None and not np.array_equal(kept, np.arange(len(self._memory.values))):
             self._memory = self._memory[kept]
 
 

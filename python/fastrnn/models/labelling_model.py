@@ -75,13 +75,15 @@ class LabellingModel(PairsModel):
         """How many labels each line has, int64 (n,)."""
 
     @abstractmethod
-    def _features(self, memory: np.ndarray, state: Any, places: np.ndarray) -> np.ndarray:
+    def _features(self, memory: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
         """What the labels at these places of (T B) are predicted from, (N, size), in an encoder's outputs (S, B, size)
-        and final state."""
+        for sources of these lengths (B,)."""
 
     @abstractmethod
-    def _features_backward(self, d: np.ndarray, memory: np.ndarray, places: np.ndarray) -> tuple[Any, Any]:
-        """The gradients of these two, or None."""
+    def _features_backward(
+        self, d: np.ndarray, shape: tuple[int, ...], lengths: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
+        """The gradient of these outputs, of this shape."""
 
     # -- weights and labels --------------------------------------------------------------------------------------------
 
@@ -159,19 +161,26 @@ class LabellingModel(PairsModel):
             raise ValueError(f"{type(self).__name__}.loss_and_grads: dropout needs rng")
         if not accumulate:
             self._zero_grads_before(self._output)
-        memory, state, tape = self._encoder.forward(batch.source, batch.source_lengths, rng)
+        lengths = batch.source_lengths
+        memory, _, tape = self._encoder.forward(batch.source, lengths, rng)
         places, targets = _labels_in(batch)
-        features, mask = self._dropout.forward(self._features(memory, state, places), rng)
+        features, mask = self._dropout.forward(self._features(memory, lengths, places), rng)
         count = max(len(targets), 1)  # none in a batch of lines without tokens
         nats, d = self._output.loss(features, targets, 1.0 / count, accumulate, smoothing=label_smoothing)
-        self._encoder.backward(tape, *self._features_backward(Dropout.backward(mask, d), memory, places))
+        d = Dropout.backward(mask, d)
+        self._encoder.backward(tape, self._features_backward(d, memory.shape, lengths, places), None)
         return float(nats.sum(dtype=np.float64) / count)
 
+    def _features_of(self, source: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return self._features(self._encoder(source, lengths)[0], lengths, places)
+
     def _nats(self, batch: Batch) -> np.ndarray:
-        memory, state = self._encoder(batch.source, batch.source_lengths)
         places, targets = _labels_in(batch)
-        rows = len(batch.source_lengths)
-        return np.bincount(places % rows, self._output.nats(self._features(memory, state, places), targets), rows)
+        rows, nats = (
+            len(batch.source_lengths),
+            self._output.nats(self._features_of(batch.source, batch.source_lengths, places), targets),
+        )
+        return np.bincount(places % rows, nats, rows)
 
     def _figures(
         self,
@@ -187,7 +196,7 @@ class LabellingModel(PairsModel):
         for rows in similar(source.lengths, batch_size):
             batch = self._batch(source, target, rows)
             places, targets = _labels_in(batch)
-            features = self._features(*self._encoder(batch.source, batch.source_lengths), places)
+            features = self._features_of(batch.source, batch.source_lengths, places)
             nats += float(self._output.nats(features, targets).sum(dtype=np.float64))
             right += int(np.count_nonzero(self._output.logits(features).argmax(axis=1) == targets))
         loss = nats / len(target.ids)
@@ -210,7 +219,7 @@ class LabellingModel(PairsModel):
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for rows in similar(source.lengths, batch_size):
                 places = token_places(int(counts[rows].max()), counts[rows])
-                features = self._features(*self._encoder(*source.batch(rows)), places)
+                features = self._features_of(*source.batch(rows), places)
                 logits = self._output.logits(features)
                 if not np.isfinite(logits).all():
                     raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")

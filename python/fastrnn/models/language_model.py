@@ -163,8 +163,7 @@ class LanguageModel(NeuralModel):
             rows, y_mask = self._drop_outputs.forward(y.reshape(-1, self.outputs), rng)
             if not accumulate:
                 self.recurrent.zero_grad()
-                if not self.tie:
-                    self.embed.zero_written_rows()
+                self.embed.zero_written_rows()  # of a tied one, too: what it keeps of them would grow with each step
             loss, drows = self._loss(rows, targets, accumulate)
             drows = Dropout.backward(y_mask, drows)
             dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))

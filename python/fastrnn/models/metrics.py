@@ -26,7 +26,7 @@ def score(
     Args:
         metric: "bleu", "chrf", "wer" or "exact".
         hypotheses, references, sources: n >= 1 lines each: predicted, hoped for, and what they were predicted from.
-        tokens_of: the tokens of a line, for "wer".
+        tokens_of: the tokens of a line, for "wer", and for "exact", where blanks between them do not count.
 
     Raises:
         TypeError, ValueError: naming the argument. RuntimeError: "bleu" and "chrf" without sacrebleu.
@@ -38,10 +38,9 @@ def score(
     """
     check_choice("score", "metric", metric, METRICS)
     _check_counts("score", hypotheses=hypotheses, references=references, sources=sources)
-    if metric == "exact":
-        return exact(hypotheses, references, sources)
-    if metric == "wer":
-        return wer([tokens_of(line) for line in hypotheses], [tokens_of(line) for line in references])
+    if metric in ("exact", "wer"):
+        written, right = ([tuple(tokens_of(line)) for line in lines] for lines in (hypotheses, references))
+        return exact(written, right, sources) if metric == "exact" else wer(written, right)
     return {"bleu": bleu, "chrf": chrf}[metric](hypotheses, references)
 
 

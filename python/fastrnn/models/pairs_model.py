@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,10 +22,9 @@ from .run import Settings
 from .schedules import Options
 from .stack import CELLS, make_stack
 from .trainable import Trainable
-from .translation import tokens_of
-from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary
+from .translation import MAX_LENGTH, tokens_of
+from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, CharVocabulary, Vocabulary
 
-MAX_LENGTH = 1000  # tokens of a line, unless another limit is given
 Pairs = tuple[Any, Lines]  # sources as a kind of model takes them, mostly lines, and target lines
 
 
@@ -151,10 +151,19 @@ class PairsModel(Trainable):
 
     def _make_vocabulary(self, name: str, lines: list[str]) -> Vocabulary:
         """That of one side's lines."""
-        pieces, level = (line + "\n" for line in lines), self._levels[name]
+        pieces: Iterable[str] = (line + "\n" for line in lines)
+        level = self._levels[name]
         if level == BpeVocabulary.level:
             return BpeVocabulary.of_pieces(pieces, self.min_frequency, self.vocab_size)
-        return VOCABULARIES[level].of_pieces(pieces, self.min_frequency)
+        if level == CharVocabulary.level:  # however few lines there are, their end is a symbol
+            pieces = itertools.chain(pieces, ["\n" * self.min_frequency])
+        vocabulary = VOCABULARIES[level].of_pieces(pieces, self.min_frequency)
+        if len(vocabulary) == 2 and any(map(str.strip, lines)):  # the unknown one and the end of a line
+            raise ValueError(
+                f"{type(self).__name__}: min_frequency={self.min_frequency} leaves no symbol of the {name} lines: none is "
+                "there that often"
+            )
+        return vocabulary
 
     def _vocabularies(self) -> dict[str, Vocabulary]:
         return self._built("save")
@@ -187,6 +196,7 @@ class PairsModel(Trainable):
         def ids() -> Iterator[np.ndarray]:
             for number, line in enumerate(lines, 1):
                 found = vocabulary.encode(line)
+                found[found == end] = UNKNOWN  # a word that is written like the end
                 if len(found) > max_length:
                     raise line_error(
                         where, side, given, number, f"has {len(found)} tokens, more than max_length={max_length}"
@@ -209,12 +219,11 @@ class PairsModel(Trainable):
 
     # -- computation ---------------------------------------------------------------------------------------------------
 
-    def _zero_grads_before(self, output: Output, tied: Embedding | None = None) -> None:
+    def _zero_grads_before(self, output: Output) -> None:
         """All gradients that ``output`` does not write anew: of embeddings the rows that were written."""
         for part in self._parts().values():
             if isinstance(part, Embedding):
-                if part is not tied:
-                    part.zero_written_rows()
+                part.zero_written_rows()  # of a tied one, too: what it keeps of them would grow with each step
             elif part is not output:
                 part.zero_grad()
 
@@ -307,6 +316,8 @@ class PairsModel(Trainable):
         needing = settings.needs_valid(options) or (f"metric={metric!r}" if metric != "loss" else None)
         if valid is None and needing:
             raise ValueError(f"{where}: {needing} needs valid pairs")
+        if metric in measures.METRICS:  # whose library is better known to be there now than after an epoch
+            measures.score(metric, ["a"], ["a"], ["a"], str.split)
         pairs = self._read(where, "train", train)
         held_out = None if valid is None else self._read(where, "valid", valid)
         built = bool(self.vocabularies)
@@ -320,16 +331,22 @@ class PairsModel(Trainable):
             if not built:  # those of lines that are wrong are none to go on with
                 self.vocabularies = {}
             raise
+        taught = np.flatnonzero(target.lengths)  # nothing is learned from a line without a target
         data = _Data(
-            partial(self._batch, source, target),
-            np.maximum(source.lengths, target.lengths),
-            target.lengths,
+            lambda rows: self._batch(source, target, taught[rows]),
+            np.maximum(source.lengths, target.lengths)[taught],
+            target.lengths[taught],
             batch_size=batch_size,
             max_tokens=max_tokens,
             seed=self._seeds["training"],
             fingerprint=[int(target.lengths.sum()), target.crc(), int(source.lengths.sum()), source.crc()],
             what="train pairs",
-            extra_options={"label_smoothing": float(label_smoothing), "sampling": float(sampling), "metric": metric}
+            extra_options={
+                "label_smoothing": float(label_smoothing),
+                "sampling": float(sampling),
+                "metric": metric,
+                "max_length": max_length,
+            }
             | ({"epochs": settings.epochs} if sampling else {}),  # which say when how much is sampled
         )
         evaluate: Callable[[], dict[str, float]] | None = None
@@ -367,6 +384,8 @@ class PairsModel(Trainable):
         self._built("evaluate")
         if check_size(where, "beam", beam) > 1 and not self._SAMPLES:
             raise ValueError(f"{where}: beam is for models that write, got {beam}")
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+            raise TypeError(f"{where}: metrics must be a list of names, got {type(metrics).__name__}")
         for metric in metrics:
             check_choice(where, "metrics", metric, self._METRICS)
         batch_size = check_size(where, "batch_size", batch_size)

@@ -20,6 +20,7 @@ from ..checks import check_flag, check_real, check_size
 from ..threads import get_num_threads
 from . import checkpoint as files
 from .logs import CSV, Log
+from .metrics import METRICS
 from .progress import Progress, reporter
 from .schedules import Options
 from .training import Trainer
@@ -27,7 +28,7 @@ from .training import Trainer
 if TYPE_CHECKING:
     from .trainable import Trainable
 
-_LOWER_IS_BETTER = ("valid_loss", "valid_perplexity", "valid_wer")  # of the figures that may judge
+_LOWER_IS_BETTER = {"valid_loss", "valid_perplexity", *(f"valid_{name}" for name in METRICS if not METRICS[name])}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Settings:
         patience: Any,
         seconds: Any,
         sample_every: Any,
-        checkpoint: str | os.PathLike[str] | None,
+        checkpoint: Any,
         resume: Any,
         progress: Any,
     ) -> Settings:
@@ -61,7 +62,7 @@ class Settings:
             patience=None if patience is None else check_size(where, "patience", patience),
             seconds=None if seconds is None else check_real(where, "seconds", seconds, above=True),
             sample_every=None if sample_every is None else check_size(where, "sample_every", sample_every),
-            checkpoint=checkpoint,
+            checkpoint=_checked_path(where, checkpoint),
             resume=check_flag(where, "resume", resume),
             report=reporter(where, progress),
         )
@@ -69,6 +70,12 @@ class Settings:
     def needs_valid(self, options: Options) -> str | None:
         """What of these or the options does, as messages call it."""
         return options.needs_valid or (None if self.patience is None else "patience")
+
+
+def _checked_path(where: str, checkpoint: Any) -> str | os.PathLike[str] | None:
+    if checkpoint is None or isinstance(checkpoint, (str, os.PathLike)):
+        return checkpoint
+    raise TypeError(f"{where}: checkpoint must be the path of a folder, got {type(checkpoint).__name__}")
 
 
 @dataclass

@@ -70,7 +70,8 @@ class _Search:
         self.live = np.flatnonzero(limits > 0)  # numbers of sentences
         self.log_p = np.zeros((len(self.live), 1))
         self.tokens = np.full(len(self.live), end, np.int32)  # the last of each row
-        self._history = np.empty((len(self.live), 0), np.int32)
+        self._written: list[np.ndarray] = []  # the tokens after each step but the last, (N,)
+        self._parents: list[np.ndarray] = []  # the rows of the step before from which theirs went on
         self._attention: list[np.ndarray] = []  # (N, S) of each step
 
     def note(self, weights: np.ndarray | None) -> None:
@@ -83,7 +84,7 @@ class _Search:
 
         Returns the rows that the next step begins with.
         """
-        length = self._history.shape[1] + 1
+        length = len(self._written) + 1
         next_rows: list[int] = []
         next_tokens: list[int] = []
         next_p: list[list[float]] = []
@@ -97,7 +98,7 @@ class _Search:
                 if token != self._end:
                     open_ranks.append(rank)
                 if last_step or (token == self._end and rank < self._beam):
-                    self._finish(number, row, token, float(p))
+                    self._finish(number, int(row), int(token), float(p))
             if last_step or not open_ranks or self._is_done(number, float(log_p[place, open_ranks[0]])):
                 continue
             # Where there are too few, the last one once more, out of the running.
@@ -109,20 +110,24 @@ class _Search:
             next_p.append([*log_p[place, open_ranks], *[-np.inf] * missing])
         kept = np.array(next_rows, np.int64)
         self.tokens = np.array(next_tokens, np.int32)
-        self._history = np.concatenate([self._history[kept], self.tokens[:, None]], axis=1)
-        self._attention = [weights[kept] for weights in self._attention]
+        self._written.append(self.tokens)
+        self._parents.append(kept)
         self.live, self.log_p = np.array(still, np.int64), np.array(next_p).reshape(len(still), self._beam)
         return kept
 
     def _finish(self, number: int, row: int, token: int, log_p: float) -> None:
-        tokens, length = self._history[row], self._history.shape[1] + 1
-        if token != self._end:
-            tokens = np.append(tokens, token)
+        length = len(self._written) + 1
+        path, tokens = [row], [token]  # from the end on
+        for parents, written in zip(reversed(self._parents), reversed(self._written), strict=True):
+            tokens.append(written[path[-1]])
+            path.append(parents[path[-1]])
+        ids = np.array(tokens[:0:-1] if token == self._end else tokens[::-1], np.int32)
         attention = None
         if self._attention:
-            attention = np.stack([weights[row] for weights in self._attention])[: len(tokens)]
+            read = zip(self._attention, reversed(path), strict=True)
+            attention = np.stack([weights[place] for weights, place in read])[: len(ids)]
         score = self._ranking.score(log_p, length, attention)
-        self.finished[number].append(Hypothesis(tokens, log_p, score, attention))
+        self.finished[number].append(Hypothesis(ids, log_p, score, attention))
 
     def _is_done(self, number: int, best_open: float) -> bool:
         finished = self.finished[number]
@@ -145,6 +150,7 @@ def search(
     ranking: Ranking | None = None,
     never: np.ndarray | None = None,
     draw: Callable[[np.ndarray], np.ndarray] | None = None,
+    attention: bool = True,
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` <= ``beam`` outputs of each sentence, best first.
 
@@ -153,17 +159,18 @@ def search(
     the ``beam`` best. A sentence is done when ``beam`` outputs have ended, or when none that is open can come among
     the best. Tokens of ``never`` are not written.
 
-    ``draw`` gives a token for each row of logits (N, V), in the place of a search (``beam`` 1).
+    Without ``attention`` what it read is not kept, and coverage counts for nothing. ``draw`` gives a token for each row
+    of logits (N, V), in the place of a search (``beam`` 1).
     """
     state = _Search(limits, beam, n_best, Ranking() if ranking is None else ranking, end)
     if len(state.live) < len(limits):
         decoder.select(state.live)
     while len(state.live):
         logits = checked_step(where, decoder, state.tokens)
-        if never is not None:
-            logits[:, never] = -np.inf
         log_z, rows = _log_sum_exp(logits), np.arange(len(logits))
-        state.note(decoder.weights)
+        if never is not None:
+            logits[:, never] = -np.inf  # after the sum: what is written has the probability that the model gives it
+        state.note(decoder.weights if attention else None)
         if draw is None:
             candidates = _best(logits, log_z, state.log_p, 1 if beam == 1 else 2 * beam)
         else:
@@ -185,7 +192,7 @@ def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
 def _best(logits: np.ndarray, log_z: np.ndarray, log_p: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     """Rows, tokens and log p of the ``count`` best continuations of each sentence, (B, count), best first.
 
-    Logits (B k, V), log p (B, k); of equal ones the lower row and token come first.
+    Logits (B k, V), log p (B, k); equal ones are in the order of their rows and tokens.
     """
     sentences, width = log_p.shape
     of_row = min(count, logits.shape[1])

@@ -185,7 +185,8 @@ class Seq2Seq(WritingModel):
 
     def translate(self, lines: Sequence[str], beam: int = 1, **options: Any) -> list[str]:
         """The best output for each line: ``translations``, whose options it takes, as text alone."""
-        return [found[0].text for found in self._translations("Seq2Seq.translate", lines, beam, 1, **options)]
+        where = "Seq2Seq.translate"
+        return [found[0].text for found in self._translations(where, lines, beam, 1, False, options)]
 
     def translations(
         self, lines: Sequence[str], beam: int = 1, n_best: int = 1, **options: Any
@@ -199,8 +200,8 @@ class Seq2Seq(WritingModel):
             length_penalty: outputs are ranked by log p / tokens^length_penalty, in [0, 1] (1).
             coverage_penalty: and by how much of the source attention has read, >= 0 (0): see ``models.search.Ranking``.
             max_ratio: an output has at most this many tokens for each of the source, and 10 more (2).
-            unknown: "avoid": unknown tokens are not written; "keep": they are, as ``<unk>``; "copy": the token of the
-                source that attention read most takes their place ("avoid").
+            unknown: "avoid": unknown tokens are not written; "keep": they are, as ``<unk>`` (a character: U+FFFD);
+                "copy": the token of the source that attention read most takes their place ("avoid").
             temperature: above 0 tokens are drawn from softmax(logits / temperature), for ``beam`` 1 (0).
             top_k, top_p: draw from the most probable tokens only: as in ``LanguageModel.generate``.
             seed: integer >= 0 for drawing; None goes on with the model's own generator.
@@ -210,21 +211,21 @@ class Seq2Seq(WritingModel):
         Raises:
             TypeError, ValueError: naming the argument or line. FloatingPointError: the weights hold NaN or infinity.
         """
-        return self._translations("Seq2Seq.translations", lines, beam, n_best, **options)
+        return self._translations("Seq2Seq.translations", lines, beam, n_best, True, options)
 
     def _translations(
-        self, where: str, lines: Sequence[str], beam: int, n_best: int, **options: Any
+        self, where: str, lines: Sequence[str], beam: int, n_best: int, attention: bool, options: dict[str, Any]
     ) -> list[list[Translation]]:
         vocabularies = self._built(where.rpartition(".")[2])
-        how = Decoding.checked(where, beam, n_best, self.attention != "none", self._sampling, **options)
-        lines = read_side(where, "lines", lines)
-        source = self._sentences(where, "source", "lines", lines, how.max_length)
+        how = Decoding.of_options(where, beam, n_best, self.attention != "none", self._sampling, options)
+        given, lines = lines, read_side(where, "lines", lines)
+        source = self._sentences(where, "source", given, lines, how.max_length)
         limits = how.limits(source.lengths - 1)
         found: list[list[Translation]] = [[] for _ in lines]
         written = np.array([bool(line.strip()) for line in lines], bool)
         for number in np.flatnonzero(~written).tolist():
             found[number] = [Translation("", [], [], 0.0, 0.0, None)]
-        for number, best in self._hypotheses(where, source, np.flatnonzero(written), limits, how):
+        for number, best in self._hypotheses(where, source, np.flatnonzero(written), limits, how, attention):
             tokens = tokens_of(vocabularies["source"], lines[number])
             found[number] = [
                 translation_of(each, tokens, vocabularies["target"], self.reverse, how.copy) for each in best

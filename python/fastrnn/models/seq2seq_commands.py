@@ -51,8 +51,6 @@ def _train(args: argparse.Namespace) -> None:
         set_num_threads(args.threads)
     options, training = _model_options(args), training_options(args, _TRAINING)
     train, valid = (args.src, args.tgt), _valid(args)
-    if args.metric not in (None, "loss"):  # whose library is better known to be there now than after an epoch
-        metrics.score(args.metric, ["a"], ["a"], ["a"], str.split)
     if args.resume:
         model = Seq2Seq.load(args.out)
         check_config(model.config, options, args.out)
@@ -176,7 +174,9 @@ def add_seq2seq(commands: Any, number: Number) -> None:
     train.add_argument("--valid-src", type=Path, metavar="FILE", help="sources held out, for figures of each epoch")
     train.add_argument("--valid-tgt", type=Path, metavar="FILE", help="their targets")
     train.add_argument("--out", required=True, metavar="DIR", help="where the model goes; DIR/best is the best one")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out and its options")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out and its options, but for when to stop"
+    )
     _add_model(train, number)
     group = train.add_argument_group("training")
     group.add_argument("--batch-size", type=count, metavar="N", help="pairs a step at most (64)")

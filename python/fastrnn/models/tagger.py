@@ -53,11 +53,13 @@ class SequenceTagger(LabellingModel):
     def _counts(self, source: Sentences) -> np.ndarray:
         return source.lengths - 1  # the end has none
 
-    def _features(self, memory: np.ndarray, state: Any, places: np.ndarray) -> np.ndarray:
+    def _features(self, memory: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
         return _taken(memory, places)
 
-    def _features_backward(self, d: np.ndarray, memory: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, None]:
-        return _spread(d, places, memory.shape[:2]), None
+    def _features_backward(
+        self, d: np.ndarray, shape: tuple[int, ...], lengths: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
+        return _spread(d, places, shape[:2])
 
     def _answers(self, sources: Any, beam: int, batch_size: int) -> list[str]:
         return [" ".join(tags) for tags in self.tag(sources, batch_size=batch_size, max_length=sys.maxsize)]

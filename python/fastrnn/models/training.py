@@ -303,7 +303,8 @@ class Trainer:
         """What the run of a ``state()`` had that this one has not."""
         tokens, own = data["text"][0], self.data.fingerprint
         if data["text"] != own:
-            return f"the same {self.data.what}: {tokens} tokens, got {own[0]}"
+            others = own[0] if own[0] != tokens else "others"
+            return f"the same {self.data.what}: {tokens} tokens, got {others}"
         kept = Options.of_first_runs(data["options"]["schedule"]) | data["options"]
         for name, value in self._all_options.items():
             if kept[name] != value:

@@ -14,8 +14,14 @@ from .search import Hypothesis, Ranking
 from .vocabulary import UNKNOWN, BpeVocabulary, Vocabulary, WordVocabulary
 
 MAX_LENGTH = 1000  # tokens of a line, unless another limit is given
+#: Of ``Seq2Seq.translations``, by name.
+OPTIONS = (
+    "length_penalty", "coverage_penalty", "max_ratio", "unknown", "temperature", "top_k", "top_p", "seed", "batch_size",
+    "max_length",
+)  # fmt: skip
 _UNKNOWN_TOKENS = ("avoid", "keep", "copy")
 _EXTRA = 10  # tokens that an output may have beyond its share of the source
+_MOST = 1 << 31  # of that share: far from overflow
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,16 @@ class Decoding:
             check_size(where, "max_length", max_length),
         )
 
+    @classmethod
+    def of_options(
+        cls, where: str, beam: Any, n_best: Any, attends: bool, own_rng: np.random.Generator, options: dict[str, Any]
+    ) -> Decoding:
+        """``checked``, of options that a user gave by name."""
+        for name in options:
+            if name not in OPTIONS:
+                raise TypeError(f"{where}: options must be some of {', '.join(OPTIONS)}, got {name!r}")
+        return cls.checked(where, beam, n_best, attends, own_rng, **options)
+
     def never(self, breaks: np.ndarray) -> np.ndarray:
         """Tokens that are not written, ``breaks`` among them."""
         return np.append(breaks, np.int64(UNKNOWN)) if self.unknown == "avoid" else breaks
@@ -93,9 +109,14 @@ class Decoding:
     def copy(self) -> bool:
         return self.unknown == "copy"
 
+    @property
+    def reads(self) -> bool:
+        """Whether it needs what attention read."""
+        return self.copy or self.ranking.coverage_penalty > 0.0
+
     def limits(self, lengths: np.ndarray) -> np.ndarray:
         """Tokens that outputs may have, of sources of these lengths."""
-        return (self.max_ratio * lengths).astype(np.int64) + _EXTRA
+        return np.minimum(self.max_ratio * lengths, _MOST).astype(np.int64) + _EXTRA
 
 
 @dataclass(frozen=True)

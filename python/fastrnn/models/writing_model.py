@@ -61,7 +61,7 @@ class WritingModel(PairsModel):
             raise ValueError(f"{type(self).__name__}.loss_and_grads: dropout and sampling need rng")
         encoder, decoder = self._encoder, self._decoder
         if not accumulate:
-            self._zero_grads_before(decoder.output, decoder.embed if self.tie else None)
+            self._zero_grads_before(decoder.output)
         memory, state, encoded = encoder.forward(batch.source, batch.source_lengths, rng)
         prepared, inputs = decoder.prepare(memory, batch.source_lengths), batch.inputs
         if rng is not None and sampling > 0.0:
@@ -83,14 +83,16 @@ class WritingModel(PairsModel):
         return np.bincount(places % batch.targets.shape[1], nats, batch.targets.shape[1])
 
     def _hypotheses(
-        self, where: str, source: Any, rows: np.ndarray, limits: np.ndarray, how: Decoding
+        self, where: str, source: Any, rows: np.ndarray, limits: np.ndarray, how: Decoding, attention: bool = False
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
-        """Each of these rows of ``source`` with its best outputs, of ``limits`` (n,) tokens at most."""
+        """Each of these rows of ``source`` with its best outputs, of ``limits`` (n,) tokens at most; with what
+        ``attention`` read where that is wanted."""
         for places in similar(source.lengths[rows], how.batch_size):
             chosen = rows[places]
             found = search(
                 where, self._steps(*source.batch(chosen)), self._ends["target"], limits[chosen], beam=how.beam,
                 n_best=how.n_best, ranking=how.ranking, never=how.never(self._breaks), draw=how.draw,
+                attention=attention or how.reads,
             )  # fmt: skip
             yield from zip(chosen.tolist(), found, strict=True)
 
