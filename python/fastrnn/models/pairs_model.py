@@ -160,8 +160,8 @@ class PairsModel(Trainable):
         vocabulary = VOCABULARIES[level].of_pieces(pieces, self.min_frequency)
         if len(vocabulary) == 2 and any(map(str.strip, lines)):  # the unknown one and the end of a line
             raise ValueError(
-                f"{type(self).__name__}: min_frequency={self.min_frequency} leaves no symbol of the {name} lines: none is "
-                "there that often"
+                f"{type(self).__name__}: min_frequency={self.min_frequency} leaves no symbol of the {name} lines: "
+                "none is there that often"
             )
         return vocabulary
 
