@@ -49,6 +49,41 @@ def test_contexts_are_those_of_a_plain_loop(kind, query_size, memory_size):
 
 
 @kinds
+def test_what_stands_past_the_end_of_a_row(kind, query_size, memory_size):
+    """It is read by nobody, to the bit, and gets no gradient; nor does a batch without rows."""
+    attend = Attention(kind, query_size, memory_size, np.dtype("float32"), np.random.default_rng(1))
+    queries, memory = (array.astype(np.float32) for array in drawn(query_size, memory_size))
+    past = np.arange(S)[:, None] >= LENGTHS
+    found = []
+    for _ in range(2):
+        prepared = attend.prepare(memory, LENGTHS)
+        contexts, tape = attend.forward(queries, prepared)
+        dprepared = prepared.zeros()
+        attend.backward(tape, contexts, prepared, dprepared)
+        assert_array_equal(dprepared.values[past.T], 0.0)
+        assert_array_equal(dprepared.keys[past.T], 0.0)
+        found.append([contexts, tape.weights, dprepared.values])
+        memory[past] = 1e3
+    for one, other in zip(*found, strict=True):
+        assert_array_equal(one, other)
+    none = attend.forward(queries[:, :0], attend.prepare(memory[:, :0], LENGTHS[:0]))[0]
+    assert none.shape == (T, 0, memory_size)
+
+
+@kinds
+def test_initial_values(kind, query_size, memory_size):
+    attend = Attention(kind, query_size, memory_size, np.dtype("float32"), np.random.default_rng(1))
+    shapes = {"weight": (query_size, memory_size), "weight_query": (query_size, query_size), "v": (query_size,)}
+    names = {"dot": [], "general": ["weight"], "additive": ["weight", "weight_query", "v"]}[kind]
+    assert list(attend.parameters) == list(attend.grads) == names
+    for name, array in attend.parameters.items():
+        assert array.shape == shapes[name]
+        assert array.dtype == np.float32
+        assert 0.5 < np.abs(array).max() * shapes[name][-1] ** 0.5 <= 1.0
+        assert not attend.grads[name].any()
+
+
+@kinds
 def test_gradients(kind, query_size, memory_size):
     """By finite differences along a random way for each array: queries, memory and parameters."""
     attend = Attention(kind, query_size, memory_size, np.dtype("float64"), np.random.default_rng(1))
@@ -98,18 +133,27 @@ def test_steps_one_at_a_time_add_up(kind, query_size, memory_size):
         assert_allclose(parts, whole, rtol=0, atol=1e3 * EPS)
 
 
-def test_additive_attention_in_blocks(monkeypatch):
+@pytest.mark.parametrize(("steps", "blocks"), [(0, B * T), (1, B * T), (3, B * 2), (T, B), (2 * T + 1, 2), (9 * T, 1)])
+def test_additive_attention_in_blocks(monkeypatch, steps, blocks):
+    """So many steps of all rows at a time, or fewer, are as all at once."""
     attend = Attention("additive", 4, 6, np.dtype("float64"), np.random.default_rng(1))
     queries, memory = drawn(4, 6)
-    found = []
-    for block in (attention._BLOCK, 1):
+    made, found = [], []
+    monkeypatch.setattr(
+        attention, "_tanh_of_sums", lambda *sums, real=attention._tanh_of_sums: made.append(real(*sums)) or made[-1]
+    )
+    for block in (attention._BLOCK, steps * S * 4):
         monkeypatch.setattr(attention, "_BLOCK", block)
         attend.zero_grad()
+        made.clear()
         prepared = attend.prepare(memory, LENGTHS)
         contexts, tape = attend.forward(queries, prepared)
         dprepared = prepared.zeros()
         dqueries = attend.backward(tape, contexts, prepared, dprepared)
-        found.append([contexts, dqueries, dprepared.keys, attend.grads["v"].copy()])
+        dmemory = attend.prepare_backward(prepared, dprepared)
+        found.append([contexts, dqueries, dmemory, *(grad.copy() for grad in attend.grads.values())])
+    assert len(made) == 2 * blocks  # forward and back
+    assert max(tanh.size for tanh in made) <= max(steps, 1) * S * 4
     for whole, parts in zip(*found, strict=True):
         assert_allclose(parts, whole, rtol=0, atol=1e3 * EPS)
 

@@ -20,7 +20,7 @@ class Table:
         self.symbols, self.seed, self.attention = symbols, seed, attention
         self.rows = [(sentence, ()) for sentence in range(sentences)]
         self.weights = None
-        self.steps = 0
+        self.steps, self.end = 0, END
 
     def logits(self, sentence, prefix):
         return np.random.default_rng([self.seed, sentence, *prefix]).normal(0, 1.5, self.symbols).astype(np.float32)
@@ -35,7 +35,7 @@ class Table:
         self.rows = [
             (sentence, (*prefix, int(token))) for (sentence, prefix), token in zip(self.rows, tokens, strict=True)
         ]
-        assert not first or (tokens == END).all()
+        assert not first or (tokens == self.end).all()
         if self.attention:
             self.weights = np.array([self.read(*row) for row in self.rows])
         return np.array([self.logits(*row) for row in self.rows])
@@ -87,6 +87,63 @@ def test_a_beam_as_wide_as_all_finds_the_best(seed, penalty):
             assert each.score == pytest.approx(score, rel=1e-5)
             assert each.log_p == pytest.approx(log_p, rel=1e-5)
             assert each.attention is None
+
+
+def plain_beam(table, sentence, limit, beam, n_best, ranking, never):
+    """One sentence, all its continuations sorted at each length: (tokens, score), best first."""
+    live, finished = [((), 0.0)], []
+    for length in range(1, limit + 1):
+        found = []
+        for tokens, log_p in live:
+            logits = table.logits(sentence, (END, *tokens)).astype(np.float64)
+            each = log_p + logits - np.log(np.exp(logits).sum())
+            found += [((*tokens, token), each[token]) for token in range(table.symbols) if token not in never]
+        found.sort(key=lambda one: -one[1])
+        going_on = [one for one in found if one[0][-1] != END][:beam]
+        if length == limit:  # those that end there, and those that are cut off, down to the last of these
+            ended = found[: found.index(going_on[-1]) + 1] if len(going_on) == beam else found
+        else:
+            ended = [one for one in found[:beam] if one[0][-1] == END]
+        for tokens, log_p in ended:
+            written = without_end(tokens)
+            read = [table.read(sentence, (END, *written[:i])) for i in range(len(written))] if table.attention else None
+            score = log_p / length**ranking.length_penalty
+            if ranking.coverage_penalty and read is not None:
+                paid = np.sum(read, axis=0) if read else np.zeros(table.attention)
+                score += ranking.coverage_penalty * np.log(np.clip(paid, 1e-30, 1.0)).sum()
+            finished.append((written, score))
+        finished.sort(key=lambda one: -one[1])
+        if not going_on or len(finished) >= beam:
+            break
+        best = going_on[0][1] / limit**ranking.length_penalty
+        if len(finished) >= n_best and finished[n_best - 1][1] >= best:
+            break
+        live = going_on
+    return finished[:n_best]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_beam_is_as_the_rules_say(seed):
+    rng = np.random.default_rng([99, seed])
+    symbols, sentences, beam, attention = rng.integers((2, 1, 1, 0), (7, 6, 7, 4)).tolist()
+    n_best, limits = int(rng.integers(1, beam + 1)), rng.integers(0, 8, sentences)
+    others = [token for token in range(symbols) if token != END]
+    never = rng.choice(others, int(rng.integers(0, len(others))), replace=False)
+    ranking = Ranking(float(rng.choice([0.0, 0.7, 1.0])), float(rng.choice([0.0, 0.4])))
+
+    def table():
+        return Table(symbols, sentences, seed, attention)
+
+    found = search("t", table(), END, limits, beam=beam, n_best=n_best, ranking=ranking, never=never)
+    for sentence, (limit, got) in enumerate(zip(limits, found, strict=True)):
+        if beam == 1:  # nothing goes on beside the one that ends
+            want = [(each.tokens.tolist(), each.score) for each in got]
+            assert len(got) == min(limit, 1)
+        else:
+            want = plain_beam(table(), sentence, limit, beam, n_best, ranking, never)
+        assert [each.tokens.tolist() for each in got] == [tokens for tokens, _ in want]
+        assert [each.score for each in got] == pytest.approx([score for _, score in want], rel=1e-4)
+        assert len({tuple(each.tokens) for each in got}) == len(got) <= n_best
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5])
@@ -164,6 +221,52 @@ def test_a_search_ends_when_nothing_better_can_come():
     assert table.steps < 6
 
 
+def test_tokens_that_cannot_be_are_not_written():
+    """Where fewer tokens than the beam has places can go on, there are fewer outputs."""
+
+    class Narrow(Table):
+        def logits(self, sentence, prefix):
+            logits = super().logits(sentence, prefix)
+            logits[3:] = -np.inf
+            return logits
+
+    found = search("t", Narrow(6, 2), END, np.array([2, 3]), beam=60, n_best=60)
+    assert [len(each) for each in found] == [7, 15]
+    for each in found:
+        assert all(set(one.tokens) <= {0, 2} for one in each)
+        assert np.exp([one.log_p for one in each]).sum() == pytest.approx(1.0, rel=1e-5)  # all that there are
+
+
+def test_of_equal_tokens_the_first():
+    class Equal(Table):
+        def logits(self, sentence, prefix):
+            return np.array([1.0, 3.0, 2.0, 2.0, 0.0], np.float32)
+
+    for beam in (1, 2, 3):
+        (found,) = search("t", Equal(5, 1), END, np.array([2]), beam=beam, n_best=beam)
+        assert [each.tokens.tolist() for each in found] == [[], [2], [3]][:beam]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_the_end_is_the_only_symbol(beam):
+    table = Table(1, 3)
+    table.end = 0
+    table.logits = lambda sentence, prefix: np.zeros(1, np.float32)
+    found = search("t", table, 0, np.array([1, 5, 0]), beam=beam, n_best=beam)
+    assert [[(len(one.tokens), one.log_p) for one in each] for each in found] == [[(0, 0.0)], [(0, 0.0)], []]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.4, 1.0])
+def test_nothing_that_goes_on_ranks_above_its_bound(penalty):
+    rng, ranking = np.random.default_rng(0), Ranking(penalty, 0.5)
+    for limit in range(1, 9):
+        log_p = -np.cumsum(rng.exponential(1.0, limit))
+        for length in range(1, limit + 1):
+            read = rng.dirichlet(np.ones(3), length)
+            assert ranking.score(log_p[length - 1], length, read) <= ranking.bound(log_p[0], limit) + 1e-12
+    assert ranking.score(-2.0, 4, None) == -2.0 / 4**penalty
+
+
 def test_nothing_to_write():
     assert search("t", Table(4, 0), END, np.empty(0, np.int64)) == []
     assert search("t", Table(4, 2), END, np.array([0, 0])) == [[], []]
@@ -172,9 +275,8 @@ def test_nothing_to_write():
 
 
 def test_weights_that_are_no_numbers():
-    class Broken(Table):
-        def logits(self, sentence, prefix):
-            return np.full(self.symbols, np.nan, np.float32)
-
-    with pytest.raises(FloatingPointError, match="t: the model's outputs are not finite; check its weights"):
-        search("t", Broken(4, 1), END, np.array([3]))
+    for value in (np.nan, np.inf, -np.inf):
+        table = Table(4, 1)
+        table.logits = lambda sentence, prefix, value=value: np.full(4, value, np.float32)
+        with pytest.raises(FloatingPointError, match="t: the model's outputs are not finite; check its weights"):
+            search("t", table, END, np.array([3]), beam=2)

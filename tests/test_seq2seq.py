@@ -1,27 +1,15 @@
-"""Seq2Seq as its users see it: fit, translate, evaluate, save and resume, and every refusal."""
+"""Seq2Seq as its users see it: what it learns, and its answers to lines of any kind."""
 
 from __future__ import annotations
-
-import json
-import shutil
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fastrnn.models import LanguageModel, Seq2Seq, Translation
-from pair_models import check_files
-from tiny_model import Reporter
-
-WORDS = {"eins": "one", "zwei": "two", "drei": "three", "vier": "four", "fünf": "five"}
-SOURCE = [f"{a} {b}" for a in WORDS for b in WORDS] + list(WORDS) + [""]
-TARGET = [" ".join(WORDS[word] for word in line.split()) for line in SOURCE]
-PAIRS = (SOURCE, TARGET)
-RUN = {"batch_size": 8, "lr": 0.02, "progress": False}
-
-
-def tiny(**options) -> Seq2Seq:
-    return Seq2Seq(**{"embedding": 12, "hidden": 24, "seed": 1} | options)
+from fastrnn.models import CharVocabulary, Seq2Seq, Translation, WordVocabulary
+from fastrnn.models.search import Hypothesis
+from fastrnn.models.translation import translation_of
+from tiny_seq2seq import PAIRS, RUN, SOURCE, TARGET, WORDS, tiny
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +50,39 @@ def test_options_of_training():
     )  # fmt: skip
     assert len(history) == 3
     assert {"valid_loss", "valid_perplexity", "clipped", "tokens_per_second"} <= set(history[0])
+
+
+def test_parts_of_words():
+    pytest.importorskip("tokenizers")
+    read = tiny(src_level="bpe", tgt_level="word", vocab_size=300, bidirectional=True, hidden=32)
+    read.fit(PAIRS, epochs=40, **RUN)
+    assert read.evaluate(PAIRS, metrics=["exact"])["exact"] > 0.9
+    (found,) = read.translations(["eins fünf"], beam=2)[0]
+    assert found.text == " ".join(found.tokens) == "one five"
+    assert "".join(found.source) == "einsfünf"  # without the blanks between words
+    assert found.attention.shape == (len(found.tokens), len(found.source) + 1)
+    written = tiny(level="bpe", vocab_size=300)
+    written.fit(PAIRS, epochs=20, **RUN)
+    for (each,) in written.translations(SOURCE):
+        assert each.text == "".join(each.tokens)
+        assert set(each.text) <= set("".join(TARGET))
+
+
+def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(monkeypatch):
+    model, seen = tiny(), []
+    monkeypatch.setattr(
+        model, "_batch", lambda source, target, rows, real=model._batch: seen.append(rows) or real(source, target, rows)
+    )
+    history = model.fit(PAIRS, epochs=3, **RUN | {"batch_size": 6, "max_tokens": 12})
+    steps = history[0]["steps"]
+    epochs = [np.concatenate(seen[begin : begin + steps]).tolist() for begin in range(0, 3 * steps, steps)]
+    assert len(seen) == 3 * steps
+    assert all(sorted(epoch) == list(range(len(SOURCE))) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    lengths = np.array([len(line.split()) + 1 for line in SOURCE])
+    for rows in seen:
+        assert len(rows) <= 6
+        assert len(rows) * lengths[rows].max() <= 12
 
 
 def test_the_seed_decides():
@@ -134,6 +155,59 @@ def test_attention_is_in_the_order_of_the_line():
     assert first == [1 - place for place in steps.weights[:, :2].argmax(axis=1)]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("vocabulary", [WordVocabulary.of_text("x y z"), CharVocabulary.of_text("xyz")])
+def test_what_an_output_is_made_of(vocabulary, reverse):
+    """Unknown tokens are those of the source that were read most, its end aside; the model read three, and padding."""
+    place = {symbol: int(vocabulary.encode(symbol)[0]) for symbol in "xyz"}
+    tokens = np.array([place["x"], 0, place["z"], 0], np.int32)
+    attention = np.random.default_rng(0).dirichlet(np.ones(4), 4)
+    attention[1] = [0.1, 0.2, 0.3, 0.4]  # most from the end
+    found = Hypothesis(tokens, -3.0, -0.6, np.pad(attention, ((0, 0), (0, 2))))
+    read = ["a", "b", "c"]
+    order = [2, 1, 0, 3] if reverse else [0, 1, 2, 3]
+    for copy in (False, True):
+        got = translation_of(found, read, vocabulary, reverse, copy)
+        np.testing.assert_array_equal(got.attention, attention[:, order])
+        assert (got.source, got.log_p, got.score) == (read, -3.0, -0.6)
+        copied = [read[int(attention[t, order][:3].argmax())] for t in (1, 3)] if copy else [vocabulary.decode([0])] * 2
+        assert got.tokens == ["x", copied[0], "z", copied[1]]
+        assert got.text == (" " if isinstance(vocabulary, WordVocabulary) else "").join(got.tokens)
+    assert copied[0] == ("a" if reverse else "c")
+
+
+def test_lines_of_characters():
+    model = tiny(level="char")
+    model.fit((["ab", "b a", "a"] * 4, ["AB", "B A", "A"] * 4), epochs=2, **RUN)
+    lines = ["a b", "", " ", "a☃b", "\u2028a\r"]
+    for line, (found,) in zip(lines, model.translations(lines), strict=True):
+        assert found.source == (list(line) if line.strip() else [])
+        assert found.text == "".join(found.tokens)
+        assert not set(found.text) - set("AB ")
+        assert (found.attention is None) == (not line.strip())
+
+
+def test_how_long_an_output_may_be(trained):
+    endless = tiny()
+    endless.fit(PAIRS, epochs=1, **RUN)
+    endless.parameters[-1]["bias"][endless._ends["target"]] = -1e3
+    for ratio, tokens in ((0.0, [10, 10]), (0.75, [11, 10]), (2.0, [14, 12])):
+        found = endless.translations(["eins zwei", "drei"], max_ratio=ratio)
+        assert [len(each[0].tokens) for each in found] == tokens
+    assert trained.translate(["eins zwei"], max_ratio=1e300) == ["one two"]
+
+
+def test_outputs_that_are_drawn(trained):
+    lines = ["eins zwei", "drei", "neun"] * 9
+    for options in ({"temperature": 1e-4}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}):
+        assert trained.translate(lines, **options) == trained.translate(lines)
+    one, other = (trained.translate(lines, temperature=3.0) for _ in range(2))
+    assert one != other  # the model's generator goes on
+    for line, (each,) in zip(lines, trained.translations(lines, temperature=3.0), strict=True):
+        assert set(each.tokens) <= set(WORDS.values())
+        assert trained.score(([line], [each.text])) == pytest.approx(each.log_p, rel=1e-4) or len(each.tokens) > 12
+
+
 def test_unknown_tokens(trained):
     rare = (["a b", "b a", "b", "a"] * 8 + ["c"], ["x y", "y x", "y", "x"] * 8 + ["z"])
     model = tiny(min_frequency=2, attention="dot")
@@ -196,215 +270,3 @@ def test_an_output_is_one_line(level):
     texts = model.translate(["a", "b a"] * 20, temperature=5.0, seed=0)
     assert not any("\n" in text for text in texts)
     assert any(texts)
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def test_files(tmp_path):
-    def make():
-        return tiny(dropout=0.2, bidirectional=True, layers=2)
-
-    check_files(make, PAIRS, lambda model: model.translate(SOURCE), tmp_path)
-
-
-def test_a_run_that_was_cut_off_goes_on_to_the_bit(tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(at):
-        def update(done):
-            if done == at:
-                raise Stop
-
-        return Reporter(update)
-
-    options = {"epochs": 3, "batch_size": 8, "lr": 0.02, "sampling": 0.4}
-    whole = tiny(dropout=0.2)
-    whole.fit(PAIRS, **options, progress=False)
-    steps = whole.history[-1]["steps"]
-    for at in (steps // 3 + 1, steps // 3, steps - 1):
-        model = tiny(dropout=0.2)
-        with pytest.raises(Stop):
-            model.fit(PAIRS, **options, progress=stop(at))
-        model.save(tmp_path)
-        model = Seq2Seq.load(tmp_path)
-        model.fit(PAIRS, **options, progress=False, resume=True)
-        for name, array in whole.state_dict().items():
-            assert np.array_equal(model.state_dict()[name], array), (at, name)
-
-
-def test_the_metric_decides_what_is_best(tmp_path, monkeypatch):
-    model, figures = tiny(), iter([0.1, 0.7, 0.3, 0.2])
-    monkeypatch.setattr(model, "_figures", lambda *args: {"loss": 1.0, "perplexity": 2.0, "exact": next(figures)})
-    history = model.fit(PAIRS, PAIRS, epochs=9, metric="exact", patience=2, checkpoint=tmp_path, **RUN)
-    assert [record["valid_exact"] for record in history] == [0.1, 0.7, 0.3, 0.2]
-    assert len(Seq2Seq.load(tmp_path / "best").history) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data.pop("source"), "vocabulary must have a level"),
-        (lambda data: data["target"].update(level="char"), "CharVocabulary: symbols must be"),
-        (lambda data: data["config"].update(hidden=25), "must have shape"),
-        (lambda data: data["config"].update(attention="dot", bidirectional=True), "use 'general'"),
-    ],
-)
-def test_changed_checkpoints(trained, tmp_path, change, message):
-    trained.save(tmp_path)
-    path = tmp_path / "model.json"
-    data = json.loads(path.read_text())
-    del data["sha256"]
-    change(data)
-    path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message) as caught:
-        Seq2Seq.load(tmp_path)
-    assert str(caught.value).startswith(f"Seq2Seq.load: {tmp_path} is damaged: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_whose_vocabulary_has_no_end_of_a_line(tmp_path):
-    model = tiny(level="char")
-    model.fit((["ab", "b"], ["a", "ba"]), epochs=1, **RUN)
-    model.save(tmp_path)
-    path = tmp_path / "model.json"
-    data = json.loads(path.read_text())
-    del data["sha256"]
-    data["target"]["symbols"] = data["target"]["symbols"].replace("\n", "")
-    path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="the target vocabulary must have a symbol for the end of a line"):
-        Seq2Seq.load(tmp_path)
-
-
-def test_a_checkpoint_of_another_kind(tmp_path):
-    model = LanguageModel(embedding=4, hidden=4, seed=1)
-    model.build("ab")
-    model.save(tmp_path)
-    with pytest.raises(ValueError, match=r"is not a fastrnn\.Seq2Seq"):
-        Seq2Seq.load(tmp_path)
-    shutil.rmtree(tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no saved model"):
-        Seq2Seq.load(tmp_path)
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"level": "line"}, ValueError, "level must be one of"),
-        ({"tgt_level": "line"}, ValueError, "tgt_level must be one of"),
-        ({"cell": "lstn"}, ValueError, "cell must be one of"),
-        ({"hidden": 0}, ValueError, "hidden must be an integer >= 1, got 0"),
-        ({"dropout": 1.5}, ValueError, "dropout must be"),
-        ({"attention": "soft"}, ValueError, "attention must be one of"),
-        ({"tie": True}, ValueError, "tie needs embedding == hidden, got embedding=12 and hidden=24"),
-        ({"attention": "dot", "bidirectional": True}, ValueError, "use 'general'"),
-        ({"attention": "none", "input_feeding": True}, ValueError, "input_feeding feeds what attention found"),
-        ({"bidirectional": 1}, TypeError, "bidirectional must be"),
-        ({"dtype": "float16"}, ValueError, "dtype must be one of"),
-    ],
-)
-def test_constructor_refuses(options, error, message):
-    with pytest.raises(error, match=f"Seq2Seq: .*{message}"):
-        tiny(**options)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "options", "error", "message"),
-    [
-        ("ab", {}, TypeError, "train must be two, source and target"),
-        ((SOURCE,), {}, TypeError, "got 1 of them"),
-        (("a", "b"), {}, TypeError, "a file is given as a pathlib.Path"),
-        ((["a", 1], ["b", "c"]), {}, TypeError, r"train\[0\] must be a list of str, got int as line 2"),
-        ((["a", "b\nc"], ["b", "c"]), {}, ValueError, r"train\[0\]: line 2 holds a line break"),
-        ((["a", "b"], ["b"]), {}, ValueError, r"train\[0\] and train\[1\] must have equally many lines, got 2 and 1"),
-        (([], []), {}, ValueError, "train must have at least one pair, got none"),
-        (PAIRS, {"max_length": 1}, ValueError, "source: line 1 has 2 tokens, more than max_length=1"),
-        (PAIRS, {"label_smoothing": 1.0}, ValueError, "label_smoothing must be below 1, got 1.0"),
-        (PAIRS, {"sampling": 2.0}, ValueError, "sampling must be"),
-        (PAIRS, {"metric": "bleu"}, ValueError, "metric='bleu' needs valid pairs"),
-        (PAIRS, {"metric": "rouge"}, ValueError, "metric must be one of"),
-        (PAIRS, {"patience": 1}, ValueError, "patience needs valid pairs"),
-        (PAIRS, {"schedule": "plateau"}, ValueError, "schedule='plateau' needs valid pairs"),
-        (PAIRS, {"batch_size": 0}, ValueError, "batch_size must be"),
-        (PAIRS, {"max_tokens": 0}, ValueError, "max_tokens must be"),
-        (PAIRS, {"checkpoint": 3}, TypeError, "checkpoint must be the path of a folder, got int"),
-        (PAIRS, {"resume": True}, ValueError, "resume needs a model with training state"),
-    ],
-)
-def test_fit_refuses(tmp_path, pairs, options, error, message):
-    model = tiny()
-    with pytest.raises(error, match=message):
-        model.fit(pairs, **{"checkpoint": tmp_path / "out", "progress": False} | options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_files_are_named_with_their_line(tmp_path):
-    source, target = tmp_path / "a.src", tmp_path / "a.tgt"
-    source.write_bytes(b"a\nb c d\n")
-    target.write_bytes(b"a\nb\nc\n")
-    with pytest.raises(ValueError, match=f"{source} and {target} must have equally many lines, got 2 and 3"):
-        tiny().fit((source, target), progress=False)
-    target.write_bytes(b"a\nb\n")
-    with pytest.raises(ValueError, match=f"^{source}: line 2 has 3 tokens, more than max_length=2$"):
-        tiny().fit((source, target), max_length=2, progress=False)
-    target.write_bytes(b"a\n\xff\n")
-    with pytest.raises(ValueError, match=f"^{target} is not UTF-8 text: line 2"):
-        tiny().fit((source, target), progress=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"beam": 0}, ValueError, "beam must be"),
-        ({"n_best": 2}, ValueError, "n_best must be at most beam=1, got 2"),
-        ({"length_penalty": 2.0}, ValueError, "length_penalty must be"),
-        ({"coverage_penalty": -1.0}, ValueError, "coverage_penalty must be"),
-        ({"unknown": "drop"}, ValueError, "unknown must be one of"),
-        ({"temperature": 1.0, "beam": 2}, ValueError, "temperature is for beam=1, got temperature=1.0 and beam=2"),
-        ({"top_k": 2}, ValueError, "top_k is for drawing, got top_k=2 and temperature=0"),
-        ({"seed": 2}, ValueError, "seed is for drawing"),
-        ({"max_length": 1}, ValueError, "lines: line 1 has 2 tokens, more than max_length=1|source: line 1 has 2"),
-        ({"depth": 1}, TypeError, r"Seq2Seq\.translations: options must be some of length_penalty, .*, got 'depth'"),
-    ],
-)
-def test_translations_refuse(trained, options, error, message):
-    with pytest.raises(error, match=message):
-        trained.translations(["eins zwei"], **options)
-
-
-def test_models_without_attention_have_nothing_to_copy_from():
-    model = tiny(attention="none")
-    model.build(PAIRS)
-    for options, what in (({"unknown": "copy"}, "unknown='copy'"), ({"coverage_penalty": 0.1}, "coverage_penalty")):
-        with pytest.raises(ValueError, match=f"Seq2Seq.translate: {what} needs a model with attention"):
-            model.translate(["eins"], **options)
-    assert model.translations(["eins"])[0][0].attention is None
-
-
-def test_before_and_after_the_vocabularies(trained):
-    for call in (
-        lambda model: model.translate(["a"]),
-        lambda model: model.evaluate(PAIRS),
-        lambda model: model.score(PAIRS),
-    ):
-        with pytest.raises(RuntimeError, match="the model has no vocabularies yet: call fit"):
-            call(tiny())
-    with pytest.raises(RuntimeError, match="the vocabularies are there already"):
-        trained.build(PAIRS)
-    for metrics in ("bleu", 3):
-        with pytest.raises(TypeError, match=r"Seq2Seq\.evaluate: metrics must be a list of names, got (str|int)"):
-            trained.evaluate(PAIRS, metrics=metrics)
-    with pytest.raises(TypeError, match=r"Seq2Seq\.translate: options must be some of .*, got 'n_best'"):
-        trained.translate(["eins"], 2, n_best=2)
-
-
-def test_weights_that_are_no_numbers(trained, tmp_path):
-    trained.save(tmp_path)
-    model = Seq2Seq.load(tmp_path)
-    model.parameters[0]["weight"][...] = np.nan
-    with pytest.raises(FloatingPointError, match=r"Seq2Seq\.translate: the model's outputs are not finite"):
-        model.translate(["eins"])
