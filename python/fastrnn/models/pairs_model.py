@@ -34,15 +34,14 @@ class _Data(Examples):
     def step(
         self, model: PairsModel, epoch: int, position: int, state: Any, rng: np.random.Generator, done: float
     ) -> tuple[float, int, None]:
-        rows = self._buckets.rows(epoch, position)
         loss = model.loss_and_grads(
-            self._take(rows),
+            self.batch(epoch, position),
             rng,
             label_smoothing=self.options["label_smoothing"],
             sampling=self.options["sampling"] * min(done, 1.0),
             accumulate=False,
         )
-        return loss, int(self._tokens[rows].sum()), None
+        return loss, self._count(epoch, position), None
 
 
 class PairsModel(Trainable):
