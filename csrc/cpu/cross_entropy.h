@@ -3,7 +3,7 @@
 // Threads split the symbols; each packs its own panels of weights. Logits are stored once, [panel][row][columns], while
 // their largest and the sum of their exponentials run along, lane by lane. Once those are known for the whole row, a
 // few panels of logits at a time become gradients in a buffer that stays in the second-level cache, from which both
-// products take them: dweight = dlogits^T x, and the thread's own share of dx = dlogits weight.
+// products take them: the thread's own share of dx = dlogits weight and, packed as tiles, dweight = dlogits^T x.
 #pragma once
 
 #include "cpu/layer.h"
@@ -27,7 +27,8 @@ class CrossEntropyPass {
         input_panels{a.input_size},
         logits(static_cast<T*>(a.logits) + first_own * a.chunk_rows),
         panel(static_cast<T*>(a.panels) + tid * panels_size(a.input_size)),
-        dlogits(static_cast<T*>(a.dlogits) + tid * dlogits_size(a.chunk_rows)) {}
+        dlogits(static_cast<T*>(a.dlogits) + tid * dlogits_size(a.chunk_rows)),
+        tiles(dlogits + gradients_size(a.chunk_rows)) {}
 
   void run() {
     const bool gradients = a.dx || a.dweight || a.dbias;
@@ -47,12 +48,19 @@ class CrossEntropyPass {
 
   // Elements of the parts of CrossEntropyArgs that every thread has one of.
   static int64_t panels_size(int64_t input_size) { return kBlockPanels * kColumns * padded(input_size); }
-  static int64_t dlogits_size(int64_t rows) { return kBlockPanels * kColumns * rows; }
+  static int64_t dlogits_size(int64_t rows) {
+    return gradients_size(rows) + kBlockPanels * Tiles::size(kColumns, rows);
+  }
   static int64_t padded(int64_t n) { return (n + w - 1) / w * w; }
 
  private:
   static constexpr int64_t kColumns = kMaxVectors * w;
-  static constexpr int64_t kBlockPanels = 4;  // whose gradients of a few hundred rows fit the second-level cache
+  static constexpr int kTileRows = best_rows(kMaxVectors, kColumns, w);
+  using Tiles = PackedRows<T, kTileRows>;
+  // Gradients of a few hundred rows fit the second-level cache, and a block's part of dx is a single chain of sums.
+  static constexpr int64_t kBlockPanels = kChain / kColumns;
+
+  static int64_t gradients_size(int64_t rows) { return kBlockPanels * kColumns * rows; }
 
   int64_t first_symbol(int64_t p) const { return first_own + panels.first_column(p); }
   T* logits_of(int64_t p, int64_t n) const { return logits + panels.offset(p, n); }
@@ -176,7 +184,7 @@ class CrossEntropyPass {
   }
 
   void add_dx(int64_t p, int64_t count, int64_t n, bool add) {
-    const int64_t per_panel = panels.columns(p), k_size = count * per_panel, width = padded(a.input_size);
+    const int64_t per_panel = panels.columns(p), k_size = count * per_panel;
     for (int64_t j = 0; j < input_panels.count(); j++) {
       const int nv = input_panels.nv(j);
       const int64_t column = input_panels.first_column(j);
@@ -186,8 +194,9 @@ class CrossEntropyPass {
       const Rows<T> rows{dlogits, panels.nv(p) * w, 1, kColumns * n};
       gemm(rows, n, count, per_panel, Panel<T>{panel, nv, nullptr},
            [&](int64_t begin, int64_t tile_rows, const T* tile) {
-             for (int64_t r = 0; r < tile_rows; r++, tile += nv * w) {
-               add_or_put_row(add, tile, nv, nv * w, dx_part(tid) + (begin + r) * width + column);
+             T* part = dx_part(tid, j, n) + begin * nv * w;
+             for (int64_t i = 0; i < tile_rows * nv * w; i += w) {
+               store(part + i, add ? load(part + i) + load(tile + i) : load(tile + i));
              }
            });
     }
@@ -195,14 +204,17 @@ class CrossEntropyPass {
 
   void add_dweight(int64_t p, int64_t count, int64_t n, bool adds) {
     const T* x_panels = static_cast<const T*>(a.x_panels);
+    for (int64_t i = 0; i < count; i++) {
+      pack_tiles<kTileRows>(dlogits + i * kColumns * n, panels.nv(p) * w, panels.columns(p), n, block_tiles(i, n));
+    }
     for (int64_t j = 0; j < input_panels.count(); j++) {
       const int nv = input_panels.nv(j);
       for (int64_t i = 0; i < count; i++) {
         T* to = static_cast<T*>(a.dweight) + first_symbol(p + i) * a.input_size + input_panels.first_column(j);
-        const Rows<T> transposed{dlogits + i * kColumns * n, 1, panels.nv(p) * w, 0};
         const T* next =
             i + 1 == count && j + 1 < input_panels.count() ? x_panels + input_panels.offset(j + 1, n) : nullptr;
-        gemm(transposed, panels.columns(p + i), 1, n, Panel<T>{x_panels + input_panels.offset(j, n), nv, next},
+        gemm(Tiles{block_tiles(i, n), n}, panels.columns(p), 1, n,
+             Panel<T>{x_panels + input_panels.offset(j, n), nv, next},
              [&](int64_t begin, int64_t tile_rows, const T* tile) {
                for (int64_t r = 0; r < tile_rows; r++, tile += nv * w) {
                  add_or_put_row(adds, tile, nv, input_panels.columns(j), to + (begin + r) * a.input_size);
@@ -212,16 +224,25 @@ class CrossEntropyPass {
     }
   }
 
-  T* dx_part(int thread) const { return static_cast<T*>(a.dx_parts) + thread * a.chunk_rows * padded(a.input_size); }
+  T* block_tiles(int64_t i, int64_t n) const { return tiles + i * Tiles::size(kColumns, n); }
+  // Panel j of a thread's share of dx, [row][columns].
+  T* dx_part(int thread, int64_t j, int64_t n) const {
+    return static_cast<T*>(a.dx_parts) + thread * a.chunk_rows * padded(a.input_size) + input_panels.offset(j, n);
+  }
 
   void sum_dx(int64_t row, int64_t n) {
     const Range rows = share(n, team, tid);
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-      T* out = static_cast<T*>(a.dx) + (row + r) * a.input_size;
-      for (int64_t i = 0; i < a.input_size; i += w) {
-        Vec<T> sum{};
-        for (int t = 0; t < team.size(); t++) sum += load(dx_part(t) + r * padded(a.input_size) + i);
-        store_first(out + i, sum, min(w, a.input_size - i));
+    for (int64_t j = 0; j < input_panels.count(); j++) {
+      const int nv = input_panels.nv(j);
+      for (int64_t r = rows.begin; r < rows.end; r++) {
+        Vec<T> sums[kMaxVectors] = {};
+        for (int t = 0; t < team.size(); t++) {
+          for (int v = 0; v < nv; v++) sums[v] += load(dx_part(t, j, n) + (r * nv + v) * w);
+        }
+        T total[kColumns];
+        for (int v = 0; v < nv; v++) store(total + v * w, sums[v]);
+        put_row(total, nv, input_panels.columns(j),
+                static_cast<T*>(a.dx) + (row + r) * a.input_size + input_panels.first_column(j));
       }
     }
   }
@@ -234,6 +255,7 @@ class CrossEntropyPass {
   T* const logits;
   T* const panel;    // packed weights
   T* const dlogits;  // [panel of the block][row][columns]
+  T* const tiles;    // the same, transposed
 };
 
 template <class T>

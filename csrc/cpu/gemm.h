@@ -59,6 +59,7 @@ struct PackedRows {
 
   static constexpr int most(int /*nv*/, int64_t /*rows*/) { return kMost; }
   static int64_t tile_size(int64_t k_size) { return k_size * kMost + kWidth<T>; }  // what pack_tiles writes in excess
+  static int64_t size(int64_t rows, int64_t k_size) { return (rows + kMost - 1) / kMost * tile_size(k_size); }
   Rows<T> tile(int64_t i, int64_t /*first*/, int64_t rows) const { return {data + i * tile_size(k_size), 1, rows, 0}; }
 };
 

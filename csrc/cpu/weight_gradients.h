@@ -73,16 +73,12 @@ class WeightGradients {
 
   // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, as any cell cuts them.
   static int64_t tiles_size(int64_t rows) {
-    const auto cut_by = [&](auto most) {
-      return kMaxVectors * ((w + most - 1) / most) * PackedRows<T, decltype(most)::value>::tile_size(rows);
-    };
+    const auto cut_by = [&](auto most) { return kMaxVectors * PackedRows<T, decltype(most)::value>::size(w, rows); };
     return max(cut_by(std::integral_constant<int, int(min(max_rows(kMaxVectors), w))>{}),
                cut_by(std::integral_constant<int, int(min(fitting_rows(kMaxVectors), w))>{}));
   }
 
  private:
-  static constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
   void pack_all_columns(int64_t c, int64_t row, int64_t n) {
     const Range own = share(n, team, tid);
     for (int64_t i = own.begin; i < own.end; i++) {
@@ -177,7 +173,7 @@ class WeightGradients {
     return static_cast<T*>(matrix) + row * panels.n + panels.first_column(j);
   }
 
-  T* block_tiles(int64_t i, int64_t n) const { return tiles + i * tiles_of(Cell::kGates * w) * Tiles::tile_size(n); }
+  T* block_tiles(int64_t i, int64_t n) const { return tiles + i * Tiles::size(Cell::kGates * w, n); }
 
   const BackwardArgs& a;
   const Steps& s;
