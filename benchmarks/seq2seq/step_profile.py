@@ -25,8 +25,8 @@ from fastrnn.bench import machine
 from fastrnn.clipping import clip_grad_norm
 from fastrnn.layers import LSTM
 from fastrnn.models.attention import Attention
-from fastrnn.models.encoder_decoder import Bridge, Decoder, Encoder
-from fastrnn.models.nn import Dropout, Embedding, Linear, Output
+from fastrnn.models.encoder_decoder import Bridge, Combine, Decoder, Encoder
+from fastrnn.models.nn import Dropout, Embedding, Output
 from fastrnn.models.seq2seq import Seq2Seq
 from fastrnn.models.training import Trainer
 from fastrnn.optim import Optimizer
@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[Function | tuple[Function, Function], ...]] = {
     "decoder, forward": ((Decoder._run, LSTM.forward),),
     "decoder, backward": ((Decoder.backward, LSTM.backward),),
     "attention": (Attention.prepare, Attention.forward, Attention.backward, Attention.prepare_backward),
-    "combine": (Decoder._combined, Linear.backward),
+    "combine": (Combine.join, Combine.join_backward),
     "loss": (Output.loss,),
     "dropout": (Dropout.forward, Dropout.backward),
     "zero gradients": (Seq2Seq._zero_grads_before,),

@@ -22,7 +22,7 @@ _BLOCK = 1 << 20  # numbers T x S x size of additive attention made at a time
 
 @dataclass
 class Memory:
-    """The encoder's outputs, made ready for queries: rows first."""
+    """The encoder's outputs, made ready for queries: rows first, but in memory still step by step."""
 
     values: np.ndarray  # (B, S, M)
     keys: np.ndarray  # (B, S, Q)
@@ -79,8 +79,8 @@ class Attention(Layer):
 
     def prepare(self, memory: np.ndarray, lengths: np.ndarray) -> Memory:
         """Of (S, B, M), whose rows end after ``lengths`` (B,) >= 1 steps and are zero from there."""
-        values = np.ascontiguousarray(memory.swapaxes(0, 1))
-        keys = values if self.kind == "dot" else _product(values, self.parameters["weight"].T)
+        values = memory.swapaxes(0, 1)
+        keys = values if self.kind == "dot" else product(memory, self.parameters["weight"].T).swapaxes(0, 1)
         steps = np.arange(values.shape[1])
         bias = np.where(steps < np.asarray(lengths)[:, None], 0.0, -np.inf).astype(values.dtype)
         return Memory(values, keys, bias[:, None, :])
@@ -113,17 +113,17 @@ class Attention(Layer):
 
     def prepare_backward(self, memory: Memory, dmemory: Memory) -> np.ndarray:
         """The gradient of the encoder's outputs (S, B, M), when all steps are through."""
+        values, dvalues, dkeys = (each.swapaxes(0, 1) for each in (memory.values, dmemory.values, dmemory.keys))
         if self.kind == "dot":
-            return (dmemory.values + dmemory.keys).swapaxes(0, 1)
-        flat, dflat = (array.reshape(-1, array.shape[2]) for array in (memory.values, dmemory.keys))
-        self.grads["weight"] += dflat.T @ flat
-        return (dmemory.values + _product(dmemory.keys, self.parameters["weight"])).swapaxes(0, 1)
+            return dvalues + dkeys
+        add_outer(self.grads["weight"], dkeys, values)
+        return dvalues + product(dkeys, self.parameters["weight"])
 
     def _scores(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
         if self.kind != "additive":
             return queries @ keys.swapaxes(1, 2)
         scores = np.empty((*queries.shape[:2], keys.shape[1]), queries.dtype)
-        inner = _product(queries, self.parameters["weight_query"].T)
+        inner = product(queries, self.parameters["weight_query"].T)
         for rows, steps in _blocks(scores.shape, inner.shape[2]):
             scores[rows, steps] = _tanh_of_sums(inner[rows, steps], keys[rows]) @ self.parameters["v"]
         return scores
@@ -134,7 +134,7 @@ class Attention(Layer):
         if self.kind != "additive":
             return dscores @ keys, dscores.swapaxes(1, 2) @ queries
         v, weight = self.parameters["v"], self.parameters["weight_query"]
-        inner = _product(queries, weight.T)
+        inner = product(queries, weight.T)
         dinner, dkeys = np.empty_like(inner), np.zeros_like(keys)
         for rows, steps in _blocks(dscores.shape, inner.shape[2]):
             tanh = _tanh_of_sums(inner[rows, steps], keys[rows])  # made again: kept, it would be the largest array
@@ -146,14 +146,19 @@ class Attention(Layer):
             tanh *= d[..., None]
             dinner[rows, steps] = tanh.sum(axis=2) * v
             dkeys[rows] += tanh.sum(axis=1) * v
-        self.grads["weight_query"] += dinner.reshape(-1, len(v)).T @ queries.reshape(-1, queries.shape[2])
-        return _product(dinner, weight), dkeys
+        add_outer(self.grads["weight_query"], dinner, queries)
+        return product(dinner, weight), dkeys
 
 
-def _product(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """One matrix product, where NumPy would make one for each row of (B, T, Q)."""
+def product(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """array (B, T, I) times matrix (I, O): one product, where NumPy would make one for each row."""
     flat = array.reshape(-1, array.shape[2]) @ matrix
     return flat.reshape(*array.shape[:2], matrix.shape[1])
+
+
+def add_outer(gradient: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+    """To the gradient of W (O, I) in y = W x what dy (B, T, O) and x (B, T, I) give."""
+    gradient += dy.reshape(-1, dy.shape[2]).T @ x.reshape(-1, x.shape[2])
 
 
 def _tanh_of_sums(inner: np.ndarray, keys: np.ndarray) -> np.ndarray:

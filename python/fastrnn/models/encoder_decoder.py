@@ -14,7 +14,7 @@ import numpy as np
 
 from ..arrays import HOST
 from . import attention
-from .attention import Attention, Memory
+from .attention import Attention, Memory, add_outer, product
 from .nn import Dropout, Embedding, Layer, Linear, Output
 
 State = Any  # of a recurrent layer: h, or the pair (h, c)
@@ -65,6 +65,44 @@ class Bridge(Layer):
             dpart = dpair.reshape(layers, rows, 2, size // 2).swapaxes(1, 2)
             dparts.append(np.ascontiguousarray(dpart).reshape(2 * layers, rows, size // 2))
         return _state(dparts)
+
+
+class Combine(Linear):
+    """What attention read joins the output of the decoder's layers::
+
+        a = tanh(W [context; y] + b)
+
+    Each half of W has a product of its own, so that contexts and outputs may stay where they were made. Contexts
+    (T, B, M) and their gradients are in memory row by row, as attention has them.
+    """
+
+    def __init__(self, memory_size: int, hidden: int, dtype: np.dtype, rng: np.random.Generator) -> None:
+        super().__init__(memory_size + hidden, hidden, dtype, rng)
+        self._memory_size = memory_size
+
+    def _halves(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return matrix[:, : self._memory_size], matrix[:, self._memory_size :]
+
+    def join(self, contexts: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """a (T, B, H), of outputs y (T, B, H)."""
+        of_contexts, of_outputs = self._halves(self.parameters["weight"])
+        a = product(outputs, of_outputs.T)
+        a += product(contexts.swapaxes(0, 1), of_contexts.T).swapaxes(0, 1)
+        a += self.parameters["bias"]
+        return np.tanh(a, out=a)
+
+    def join_backward(
+        self, contexts: np.ndarray, outputs: np.ndarray, a: np.ndarray, da: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients of contexts and outputs."""
+        # of tanh: 1 - tanh^2
+        dsums = da * (1.0 - a * a)
+        by_row = np.ascontiguousarray(dsums.swapaxes(0, 1))
+        (of_contexts, of_outputs), grads = self._halves(self.parameters["weight"]), self._halves(self.grads["weight"])
+        add_outer(grads[0], by_row, contexts.swapaxes(0, 1))
+        add_outer(grads[1], dsums, outputs)
+        self.grads["bias"] += dsums.sum(axis=(0, 1))
+        return product(by_row, of_contexts).swapaxes(0, 1), product(dsums, of_outputs)
 
 
 def _side_by_side(part: np.ndarray) -> np.ndarray:
@@ -121,8 +159,7 @@ class _Segment:
     rows: np.ndarray  # which of the (T B) places of the segment hold a token
     tape: Any = None
     read: attention.Tape | None = None
-    joined: np.ndarray | None = None  # contexts and outputs (N, M + H), before the combination
-    features: np.ndarray | None = None  # after it, before dropout
+    joined: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # contexts, outputs, and what these became
     mask: np.ndarray | None = None
 
 
@@ -152,7 +189,7 @@ class Decoder:
         embed: Embedding,
         stack: Any,
         attend: Attention | None,
-        combine: Linear | None,
+        combine: Combine | None,
         output: Output,
         dropout: float,
         input_feeding: bool,
@@ -209,18 +246,12 @@ class Decoder:
         return np.zeros((*x.shape[:2], self.stack.hidden_size), x.dtype)
 
     def _features(self, y: np.ndarray, memory: Memory | None, segment: _Segment) -> np.ndarray:
-        rows = _taken(y, segment.rows)
-        if self.attend is None or memory is None or self.combine is None:
-            return rows
-        contexts, segment.read = self.attend.forward(y, memory)
-        segment.joined = np.concatenate([_taken(contexts, segment.rows), rows], axis=1)
-        segment.features = self._combined(segment.joined)
-        return segment.features
-
-    def _combined(self, joined: np.ndarray) -> np.ndarray:
-        assert self.combine is not None
-        features = self.combine.forward(joined)
-        return np.tanh(features, out=features)
+        if self.attend is not None and memory is not None and self.combine is not None:
+            contexts, segment.read = self.attend.forward(y, memory)
+            joined = self.combine.join(contexts, y)
+            segment.joined = contexts, y, joined
+            y = joined
+        return _taken(y, segment.rows)
 
     def backward(self, tape: DecoderTape, drows: np.ndarray) -> tuple[np.ndarray | None, State]:
         """The gradients of the encoder's outputs (S, B, M), None without attention, and of the first state."""
@@ -234,16 +265,13 @@ class Decoder:
                 d = d + _taken(dfed, segment.rows)
             d = Dropout.backward(segment.mask, d)
             shape = (segment.steps.stop - segment.steps.start, tape.inputs.shape[1])
-            if segment.read is None or self.attend is None or self.combine is None or memory is None:
-                dy = _spread(d, segment.rows, shape)
-            else:
-                assert segment.features is not None
+            dy = _spread(d, segment.rows, shape)
+            if segment.read is not None and segment.joined is not None:
+                assert self.attend is not None
+                assert self.combine is not None
+                assert memory is not None
                 assert dmemory is not None
-                # of tanh: 1 - tanh^2
-                djoined = self.combine.backward(segment.joined, d * (1.0 - segment.features * segment.features))
-                size = memory.values.shape[2]
-                dcontexts = _spread(djoined[:, :size], segment.rows, shape)
-                dy = _spread(djoined[:, size:], segment.rows, shape)
+                dcontexts, dy = self.combine.join_backward(*segment.joined, dy)
                 dy += self.attend.backward(segment.read, dcontexts, memory, dmemory)
             dx, dstate = self.stack.backward(segment.tape, dy, dstate)
             if self.input_feeding:
@@ -283,13 +311,13 @@ class Steps:
             fed = decoder._nothing_fed(x[None])[0] if self._fed is None else self._fed
             x = np.concatenate([x, fed], axis=1)
         features = self._stream.step(x)
-        if self._memory is not None and decoder.attend is not None:
+        if self._memory is not None and decoder.attend is not None and decoder.combine is not None:
             sentences = len(self._memory.values)
             queries = features.reshape(sentences, len(features) // max(sentences, 1), features.shape[1])
             contexts, weights = decoder.attend.read(queries, self._memory)
             self.weights = weights.reshape(len(features), weights.shape[2])
-            contexts = contexts.reshape(len(features), contexts.shape[2])
-            features = decoder._combined(np.concatenate([contexts, features], axis=1))
+            contexts = contexts.reshape(1, len(features), contexts.shape[2])
+            features = decoder.combine.join(contexts, features[None])[0]
         self._fed = features
         return features
 

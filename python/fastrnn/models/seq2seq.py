@@ -11,8 +11,8 @@ import numpy as np
 from ..checks import check_choice, check_flag
 from . import attention as attentions
 from .attention import Attention
-from .encoder_decoder import Bridge, Decoder, Encoder
-from .nn import Embedding, Linear, Output
+from .encoder_decoder import Bridge, Combine, Decoder, Encoder
+from .nn import Embedding, Output
 from .pairs import read_side
 from .trainable import Part
 from .translation import Decoding, Translation, breaks_in, tokens_of, translation_of
@@ -153,7 +153,7 @@ class Seq2Seq(WritingModel):
             embed,
             self._make_stack(self.embedding + (hidden if self.input_feeding else 0), seeds[1]),
             Attention(self.attention, hidden, memory_size, dtype, rng) if attends else None,
-            Linear(memory_size + hidden, hidden, dtype, rng) if attends else None,
+            Combine(memory_size, hidden, dtype, rng) if attends else None,
             Output(hidden, len(target), dtype, rng, embed if self.tie else None),
             self.dropout,
             self.input_feeding,
