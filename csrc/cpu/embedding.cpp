@@ -18,12 +18,10 @@ void by_columns(int64_t ids, int64_t row_bytes, int max_threads, Work&& work) {
   const int64_t lines = (row_bytes + kLine - 1) / kLine;
   const int threads =
       int(std::clamp<int64_t>(ids * row_bytes / kBytesPerThread, 1, std::min<int64_t>(max_threads, lines)));
-  auto part = [&](Team& team, int tid) {
+  on_team(threads, [&](Team& team, int tid) {
     const int64_t begin = share_begin(lines, tid, team.size()) * kLine;
     work(begin, std::min(share_begin(lines, tid + 1, team.size()) * kLine, row_bytes));
-  };
-  run_team(
-      threads, [](void* context, Team& team, int tid) { (*static_cast<decltype(part)*>(context))(team, tid); }, &part);
+  });
 }
 
 template <class T>

@@ -22,7 +22,7 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 template <class Work>
 double rate(int threads, double seconds, const Work& work) {
   std::vector<double> rates(static_cast<size_t>(threads));
-  const auto measure = [&](Team& team, int tid) {
+  on_team(threads, [&](Team& team, int tid) {
     work(tid);
     team.barrier(tid);
     const auto start = Clock::now();
@@ -31,10 +31,7 @@ double rate(int threads, double seconds, const Work& work) {
       amount += double(work(tid));
     } while (since(start) < seconds);
     rates[size_t(tid)] = amount / since(start);
-  };
-  run_team(
-      threads, [](void* context, Team& team, int tid) { (*static_cast<decltype(measure)*>(context))(team, tid); },
-      const_cast<void*>(static_cast<const void*>(&measure)));
+  });
   double sum = 0;
   for (const double r : rates) sum += r;
   return sum;
@@ -72,7 +69,7 @@ double round_trip(double seconds) {
   alignas(64) std::atomic<int> turn{0};
   std::vector<double> times;
   times.reserve(kMostTimes);
-  const auto answer = [&](Team& team, int tid) {
+  on_team(2, [&](Team& team, int tid) {
     team.barrier(tid);
     if (tid == 1) {
       for (int seen = 0; seen != kStop; seen = turn.load(std::memory_order_acquire)) {
@@ -96,10 +93,7 @@ double round_trip(double seconds) {
       times.push_back(since(first) / trips);
     }
     turn.store(kStop, std::memory_order_release);
-  };
-  run_team(
-      2, [](void* context, Team& team, int tid) { (*static_cast<decltype(answer)*>(context))(team, tid); },
-      const_cast<void*>(static_cast<const void*>(&answer)));
+  });
   std::nth_element(times.begin(), times.begin() + std::ptrdiff_t(times.size() / 2), times.end());
   return times[times.size() / 2];
 }

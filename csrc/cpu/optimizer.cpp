@@ -18,11 +18,6 @@ int threads_for(const std::vector<OptimizerArrays>& arrays, int most) {
   return int(std::clamp<int64_t>(n / kNumbersPerThread, 1, most));
 }
 
-template <class Work>
-void run(int threads, Work& work) {
-  run_team(threads, [](void* context, Team& team, int tid) { (*static_cast<Work*>(context))(team, tid); }, &work);
-}
-
 }  // namespace
 
 void optimize(Dtype dtype, const OptimizerStep& step, const std::vector<OptimizerArrays>& arrays, int max_threads) {
@@ -31,8 +26,7 @@ void optimize(Dtype dtype, const OptimizerStep& step, const std::vector<Optimize
   static_cast<OptimizerStep&>(args) = step;
   args.arrays = arrays.data();
   args.count = int64_t(arrays.size());
-  auto work = [&](Team& team, int tid) { kernels.optimize(args, team, tid); };
-  run(threads_for(arrays, max_threads), work);
+  on_team(threads_for(arrays, max_threads), [&](Team& team, int tid) { kernels.optimize(args, team, tid); });
 }
 
 double sum_of_squares(Dtype dtype, const std::vector<OptimizerArrays>& arrays, double divisor, int max_threads) {
@@ -49,13 +43,12 @@ double sum_of_squares(Dtype dtype, const std::vector<OptimizerArrays>& arrays, d
     }
   }
   std::vector<double> sums(blocks.size());
-  auto work = [&](Team& team, int tid) {
+  on_team(threads_for(arrays, max_threads), [&](Team& team, int tid) {
     const int64_t n = int64_t(blocks.size());
     for (int64_t i = share_begin(n, tid, team.size()); i < share_begin(n, tid + 1, team.size()); i++) {
       sums[size_t(i)] = kernels.sum_of_squares(blocks[size_t(i)].data, blocks[size_t(i)].n, divisor);
     }
-  };
-  run(threads_for(arrays, max_threads), work);
+  });
   double sum = 0;
   for (const double each : sums) sum += each;
   return sum;

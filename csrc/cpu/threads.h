@@ -33,6 +33,14 @@ using Work = void (*)(void* context, Team& team, int tid);
 // std::runtime_error, before any work ran, when the threads cannot be created.
 void run_team(int size, Work work, void* context);
 
+// The same for anything that is called as work(team, tid).
+template <class Callable>
+void on_team(int size, const Callable& work) {
+  run_team(
+      size, [](void* context, Team& team, int tid) { (*static_cast<const Callable*>(context))(team, tid); },
+      const_cast<void*>(static_cast<const void*>(&work)));
+}
+
 // What this process should use: the least of the CPUs it may run on, its cgroup quota (rounded up), the physical cores
 // among those CPUs and OMP_NUM_THREADS; or FASTRNN_NUM_THREADS, which overrides them all. Throws std::invalid_argument
 // when FASTRNN_NUM_THREADS is not an integer from 1 to kMaxThreads.
