@@ -1,6 +1,8 @@
 // The part of fastrnn._core that training needs beside the layers: the loss over a vocabulary, optimizers.
 #include <algorithm>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
@@ -15,33 +17,50 @@ using namespace py::literals;
 namespace fastrnn {
 namespace {
 
+struct SymbolShape {
+  Dtype dtype;
+  int64_t element, symbols, input_size;
+};
+
+// Of weight (V, I), which is checked, as is bias (V) or None.
+SymbolShape checked_symbols(const py::object& weight, const py::object& bias) {
+  if (!py::isinstance<py::array>(weight)) throw py::type_error("_core: weight must be an array");
+  const auto array = py::reinterpret_borrow<py::array>(weight);
+  const Dtype dtype = dtype_of(py::str(array.dtype()), kCpuDtypes);
+  if (array.ndim() != 2) throw py::value_error("_core: weight must have two dimensions");
+  if (array.size() < 1) throw py::value_error("_core: weight must not be empty");
+  const SymbolShape shape{dtype, array.itemsize(), array.shape(0), array.shape(1)};
+  checked(weight, "weight", 'f', shape.element, {shape.symbols, shape.input_size});
+  if (!bias.is_none()) checked(bias, "bias", 'f', shape.element, {shape.symbols});
+  return shape;
+}
+
+const void* data_or_null(const py::object& array) {
+  return array.is_none() ? nullptr : py::reinterpret_borrow<py::array>(array).data();
+}
+
 // nats (N); dx, dweight and dbias are arrays or None.
 py::array cross_entropy_arrays(const py::array& x, const py::object& weight, const py::object& bias,
                                const py::object& targets, double scale, const py::object& dx, const py::object& dweight,
                                const py::object& dbias, const std::shared_ptr<Memory>& memory, int threads,
                                bool accumulate, size_t logit_bytes) {
+  const SymbolShape sizes = checked_symbols(weight, bias);
+  if (x.ndim() != 2) throw py::value_error("_core: x must have two dimensions");
   CrossEntropy problem;
-  problem.dtype = dtype_of(py::str(x.dtype()), kCpuDtypes);
-  const py::array weights = weight.cast<py::array>();
-  if (x.ndim() != 2 || weights.ndim() != 2) throw py::value_error("_core: x and weight must have two dimensions");
+  problem.dtype = sizes.dtype;
   problem.rows = x.shape(0);
-  problem.input_size = x.shape(1);
-  problem.symbols = weights.shape(0);
-  if (problem.symbols < 1 || problem.input_size < 1) throw py::value_error("_core: weight must not be empty");
+  problem.input_size = sizes.input_size;
+  problem.symbols = sizes.symbols;
   const Shape x_shape{problem.rows, problem.input_size}, weight_shape{problem.symbols, problem.input_size};
-  const int64_t element = x.itemsize();
-  const auto read = [&](const py::object& array, const char* name, Shape shape) -> const void* {
-    return array.is_none() ? nullptr : checked(array, name, 'f', element, shape).data();
-  };
+  problem.x = checked(x, "x", 'f', sizes.element, x_shape).data();
+  problem.weight = data_or_null(weight);
+  problem.bias = data_or_null(bias);
   const auto write = [&](const py::object& array, const char* name, Shape shape) -> void* {
     if (array.is_none()) return nullptr;
-    py::array out = checked(array, name, 'f', element, shape);
+    py::array out = checked(array, name, 'f', sizes.element, shape);
     return out.mutable_data();
   };
   problem.scale = scale;
-  problem.x = read(x, "x", x_shape);
-  problem.weight = read(weight, "weight", weight_shape);
-  problem.bias = read(bias, "bias", {problem.symbols});
   problem.targets = static_cast<const int32_t*>(checked(targets, "targets", 'i', 4, {problem.rows}).data());
   for (int64_t r = 0; r < problem.rows; r++) {
     if (problem.targets[r] >= problem.symbols) throw py::value_error("_core: targets out of range");
@@ -58,6 +77,104 @@ py::array cross_entropy_arrays(const py::array& x, const py::object& weight, con
     cross_entropy(problem, threads ? threads : num_threads(), memory);
   }
   return nats;
+}
+
+class PyTopSymbols {
+ public:
+  PyTopSymbols(const py::object& weight, const py::object& bias, int64_t rows, int threads)
+      : weight(weight), bias(bias), sizes(checked_symbols(weight, bias)) {
+    symbols = make_top_symbols(sizes.dtype, sizes.symbols, sizes.input_size, data_or_null(weight), data_or_null(bias),
+                               rows, threads ? threads : num_threads());
+  }
+
+  // ids int32 and log p float64, (N, count). never: int32 (M), symbols that are not chosen.
+  std::pair<py::array_t<int32_t>, py::array_t<double>> find(const py::array& x, int64_t count, const py::array& never) {
+    if (x.ndim() != 2) throw py::value_error("_core: x must have two dimensions");
+    const int64_t rows = x.shape(0);
+    const void* from = checked(x, "x", 'f', sizes.element, {rows, sizes.input_size}).data();
+    if (count < 1 || count > sizes.symbols) throw py::value_error("_core: count out of range");
+    const auto* excluded = static_cast<const int32_t*>(checked(never, "never", 'i', 4, {never.size()}).data());
+    std::vector<uint8_t> mask(never.size() ? size_t(sizes.symbols) : 0);
+    for (int64_t i = 0; i < never.size(); i++) {
+      if (excluded[i] < 0 || excluded[i] >= sizes.symbols) throw py::value_error("_core: never out of range");
+      mask[size_t(excluded[i])] = 1;
+    }
+    const std::vector<py::ssize_t> shape{py::ssize_t(rows), py::ssize_t(count)};
+    py::array_t<int32_t> ids(shape);
+    py::array_t<double> log_p(shape);
+    int32_t* const ids_data = ids.mutable_data();
+    double* const log_p_data = log_p.mutable_data();
+    {
+      py::gil_scoped_release release;
+      symbols->find(from, rows, count, mask.empty() ? nullptr : mask.data(), ids_data, log_p_data);
+    }
+    return {ids, log_p};
+  }
+
+ private:
+  py::object weight, bias;
+  SymbolShape sizes;
+  std::unique_ptr<TopSymbols> symbols;
+};
+
+// A matrix or the transpose of one, neither of which need be contiguous: in one direction its numbers are neighbours.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns, stride;
+  bool transposed;
+
+  Matrix(const py::handle& object, const char* name, const py::dtype& dtype) {
+    if (!py::isinstance<py::array>(object)) throw py::type_error(std::string("_core: ") + name + " must be an array");
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const auto refuse = [&](const char* what) { throw py::value_error(std::string("_core: ") + name + what); };
+    if (!array.dtype().equal(dtype)) refuse(" has another dtype than expected");
+    if (array.ndim() != 2) refuse(" must have two dimensions");
+    data = array.data();
+    rows = array.shape(0);
+    columns = array.shape(1);
+    stride = columns;
+    transposed = false;
+    if (array.size() == 0) return;
+    const int64_t element = array.itemsize();
+    // A stride counts only where there are several.
+    const auto neighbours = [&](int i) { return array.shape(i) < 2 || array.strides(i) == element; };
+    const auto apart = [&](int i) {
+      return array.shape(i) < 2 ||
+             (array.strides(i) >= array.shape(1 - i) * element && array.strides(i) % element == 0);
+    };
+    if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) refuse(" is not aligned");
+    transposed = !(neighbours(1) && apart(0));
+    if (transposed && !(neighbours(0) && apart(1))) refuse(" must be a matrix of whole rows or the transpose of one");
+    const int along = transposed ? 1 : 0;
+    stride = array.shape(along) < 2 ? array.shape(1 - along) : array.strides(along) / element;
+  }
+};
+
+// out = a b, or out += a b.
+void product_of(const py::array& a, const py::object& b, const py::object& out, bool add,
+                const std::shared_ptr<Memory>& memory, int threads) {
+  const py::dtype dtype = a.dtype();
+  const Matrix left(a, "a", dtype), right(b, "b", dtype), to(out, "out", dtype);
+  if (left.columns != right.rows || to.rows != left.rows || to.columns != right.columns) {
+    throw py::value_error("_core: shapes of a, b and out do not fit");
+  }
+  if (to.transposed) throw py::value_error("_core: out must be a matrix of whole rows");
+  Product problem;
+  problem.dtype = dtype_of(py::str(dtype), kCpuDtypes);
+  problem.rows = to.rows;
+  problem.columns = to.columns;
+  problem.k_size = left.columns;
+  problem.a = left.data;
+  problem.a_stride = left.stride;
+  problem.a_transposed = left.transposed;
+  problem.b = right.data;
+  problem.b_stride = right.stride;
+  problem.b_transposed = right.transposed;
+  problem.out = py::reinterpret_borrow<py::array>(out).mutable_data();
+  problem.out_stride = to.stride;
+  problem.add = add;
+  py::gil_scoped_release release;
+  product(problem, threads ? threads : num_threads(), memory);
 }
 
 // The arrays of an optimizer's step, parameter by parameter; a list is empty where there are none of its kind.
@@ -144,6 +261,11 @@ void bind_training(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_arrays, "x"_a, "weight"_a, "bias"_a, "targets"_a, "scale"_a, "dx"_a,
         "dweight"_a, "dbias"_a, "memory"_a, "num_threads"_a = 0, "accumulate"_a = true,
         "logit_bytes"_a = size_t(128) << 20);
+  m.def("product", &product_of, "a"_a, "b"_a, "out"_a, "add"_a = false, "memory"_a = nullptr, "num_threads"_a = 0);
+  py::class_<PyTopSymbols>(m, "TopSymbols")
+      .def(py::init<const py::object&, const py::object&, int64_t, int>(), "weight"_a, "bias"_a, "rows"_a,
+           "num_threads"_a = 0)
+      .def("find", &PyTopSymbols::find, "x"_a, "count"_a, "never"_a);
 
   m.def(
       "multiply",

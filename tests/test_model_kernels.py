@@ -147,7 +147,65 @@ def test_large_logits_and_nan(isa):
             ).all()
 
 
+@isas
+@dtypes
+def test_top_symbols(isa, dtype):
+    """In the order of the exact logits, but for those that rounding may exchange."""
+    rng = np.random.default_rng(7)
+    eps = np.finfo(dtype).eps
+    with kernels(isa):
+        for i in range(80):
+            N, I, V = (int(n) for n in rng.integers(1, (90, 70, (20, 300, 900)[i % 3])))  # noqa: E741
+            x, weight, bias, _ = draw(rng, N, I, V, dtype)
+            never = rng.choice(V, int(rng.integers(0, min(V, 9))), replace=False).astype(np.int32)
+            count, threads = int(rng.integers(1, min(V, 12) + 1)), int(rng.integers(1, 5))
+            top = _core.TopSymbols(weight, bias if i % 4 else None, int(rng.choice([1, N])), threads)
+            exact = x.astype(np.longdouble) @ weight.T.astype(np.longdouble) + (bias if i % 4 else 0)
+            size = (np.abs(x) @ np.abs(weight).T).max() + np.abs(bias).max()
+            allowed = 8 * eps * float(size)
+            log_p = exact - np.log(np.exp(exact - exact.max()).sum(axis=1, keepdims=True)) - exact.max()
+            log_p[:, never] = -np.inf
+            want = -np.sort(-log_p, axis=1)[:, :count]
+            for _ in range(2):  # packed weights are there for good
+                ids, got = top.find(x, count, never)
+                assert ids.shape == got.shape == (N, count)
+                chosen = np.arange(count) < V - len(never)
+                assert (got[:, ~chosen] == -np.inf).all()
+                assert np.abs(got[:, chosen] - want[:, chosen]).max(initial=0) <= allowed
+                of_ids = np.take_along_axis(log_p, ids, axis=1)
+                assert np.abs(got[:, chosen] - of_ids[:, chosen]).max(initial=0) <= allowed
+                assert all(len(set(row)) == chosen.sum() for row in ids[:, chosen].tolist())
+
+
+@isas
+def test_of_equal_symbols_the_lower_come_first(isa):
+    weight = np.random.default_rng(8).integers(-1, 2, (97, 3)).astype(np.float32)
+    x = np.random.default_rng(9).integers(-2, 3, (70, 3)).astype(np.float32)
+    want = np.argsort(-(x @ weight.T), axis=1, kind="stable")[:, :20]
+    with kernels(isa):
+        for threads in (1, 2, 3):
+            for rows in (1, len(x)):
+                found, _ = _core.TopSymbols(weight, None, rows, threads).find(x, 20, np.empty(0, np.int32))
+                np.testing.assert_array_equal(found, want)
+
+
+@isas
+def test_top_symbols_of_nan_and_infinity(isa):
+    weight = np.zeros((40, 2), np.float32)
+    with kernels(isa):
+        for value in (np.nan, np.inf, -np.inf):
+            weight[17, 1] = value
+            top = _core.TopSymbols(weight, None, 1)
+            _, log_p = top.find(np.array([[1, 1], [1, 0]], np.float32), 3, np.empty(0, np.int32))
+            assert np.isnan(log_p[1]).all()  # 0 times either
+            assert np.isnan(log_p[0]).all() or value == -np.inf
+            if value == -np.inf:
+                assert log_p[0] == pytest.approx(-math.log(39), abs=1e-6)
+
+
 def test_no_rows():
+    assert [part.shape for part in _core.TopSymbols(np.ones((3, 2), "f"), None, 0).find(
+        np.ones((0, 2), "f"), 2, np.empty(0, np.int32))] == [(0, 2), (0, 2)]  # fmt: skip
     weight, bias = np.ones((3, 2), "f"), np.ones(3, "f")
     nats, dx, dweight, dbias = fused(np.ones((0, 2), "f"), weight, bias, np.zeros(0, np.int32))
     assert nats.shape == (0,)
@@ -172,6 +230,77 @@ def test_what_is_wrong_is_refused():
             _core.cross_entropy(*bad, np.zeros(6, np.int32), 1.0, None, None, None, None)
     with pytest.raises(ValueError, match="targets"):
         _core.cross_entropy(x, weight, bias, np.zeros(6, np.int64), 1.0, None, None, None, None)
+    none, top = np.empty(0, np.int32), _core.TopSymbols(weight, bias, 6)
+    for arguments, what in (
+        ((x, 0, none), "count out of range"),
+        ((x, 6, none), "count out of range"),
+        ((x, 1, np.array([5], np.int32)), "never out of range"),
+        ((x, 1, np.array([-1], np.int32)), "never out of range"),
+        ((x, 1, np.empty(0)), "never"),
+        ((x[0], 1, none), "two dimensions"),
+        ((x[:, :3], 1, none), "x"),
+        ((x.astype("f8"), 1, none), "x"),
+    ):
+        with pytest.raises(ValueError, match=f"_core: .*{what}"):
+            top.find(*arguments)
+    for bad in ((weight[0], None), (weight, bias[:4]), (weight[:0], None), (weight.T, None)):
+        with pytest.raises(ValueError, match="_core: "):
+            _core.TopSymbols(*bad, 1)
+    with pytest.raises(TypeError, match="weight must be an array"):
+        _core.TopSymbols(None, None, 1)
+
+
+def part_of(rng, rows, columns, dtype, transposed):
+    """A matrix that stands in a larger one, NaN around it, or the transpose of such a one."""
+    if transposed:
+        return part_of(rng, columns, rows, dtype, False).T
+    below, right, left = rng.integers(0, 4, 3)
+    whole = np.full((rows + below, left + columns + right), np.nan, dtype)
+    part = whole[:rows, left : left + columns]
+    part[...] = rng.standard_normal(part.shape)
+    return part
+
+
+@isas
+@dtypes
+def test_products(isa, dtype):
+    rng = np.random.default_rng(10)
+    eps = np.finfo(dtype).eps
+    with kernels(isa):
+        for i in range(150):
+            M, K, N = (int(n) for n in rng.integers((0, 0, 0), [(12, 40, 90), (90, 70, 60), (70, 1300, 80)][i % 3]))
+            a = part_of(rng, M, K, dtype, i % 2)
+            b = part_of(rng, K, N, dtype, i // 2 % 2)
+            out, add, threads = part_of(rng, M, N, dtype, False), bool(rng.integers(2)), int(rng.integers(1, 5))
+            frame = out.base.copy()
+            want = a.astype(np.longdouble) @ b.astype(np.longdouble) + (out if add else 0)
+            size = (np.abs(a) @ np.abs(b)).max(initial=1) + np.abs(out).max(initial=0)
+            _core.product(a, b, out, add, _core.Memory(), threads)
+            assert np.abs(out - want).max(initial=0) <= 8 * eps * size, (M, K, N, add, threads)
+            out[...] = 0
+            assert np.array_equal(np.isnan(out.base), np.isnan(frame))  # nothing around it was written
+
+
+def test_products_that_are_refused():
+    a, b, out = np.ones((2, 3), "f"), np.ones((3, 4), "f"), np.ones((2, 4), "f")
+    for arguments, what in (
+        ((a, b.T, out), "shapes"),
+        ((a, b, out.T), "shapes"),
+        ((a, b.astype("f8"), out), "b has another dtype"),
+        ((a, b, np.ones((4, 2), "f").T), "out must be a matrix of whole rows"),
+        ((a, np.ones((6, 8), "f")[::2, ::2], out), "b must be a matrix of whole rows or the transpose of one"),
+        ((a, b[::-1], out), "b must be a matrix of whole rows or the transpose of one"),
+        ((a, np.broadcast_to(np.ones(4, "f"), (3, 4)), out), "b must be a matrix of whole rows"),
+        ((a, b[0], out), "b must have two dimensions"),
+        ((a, np.frombuffer(b"\0" * 49, "i1")[1:].view("f").reshape(3, 4), out), "b is not aligned"),
+    ):
+        with pytest.raises(ValueError, match=f"_core: {what}"):
+            _core.product(*arguments)
+    with pytest.raises(TypeError, match="b must be an array"):
+        _core.product(a, None, out)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="not writeable"):
+        _core.product(a, b, out)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 40), (7, 200, 333), (300, 257, 4)])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from fastrnn.models.decoding import log_softmax
 from fastrnn.models.search import Ranking, search
 
 END = 1
@@ -39,6 +40,12 @@ class Table:
         if self.attention:
             self.weights = np.array([self.read(*row) for row in self.rows])
         return np.array([self.logits(*row) for row in self.rows])
+
+    def best(self, tokens, count, never):
+        log_p = log_softmax(self.step(tokens))
+        log_p[:, never] = -np.inf
+        ids = np.argsort(-log_p, axis=1, kind="stable")[:, :count]
+        return ids, np.take_along_axis(log_p, ids, axis=1)
 
     def select(self, rows):
         self.rows = [self.rows[row] for row in rows]

@@ -1,12 +1,11 @@
 // The output layer of a model over symbols: logits, the cross-entropy of each row's target, and all gradients.
 //
-// Threads split the symbols; each packs its own panels of weights. Logits are stored once, [panel][row][columns], while
-// their largest and the sum of their exponentials run along, lane by lane. Once those are known for the whole row, a
-// few panels of logits at a time become gradients in a buffer that stays in the second-level cache, from which both
+// Threads split the symbols. Logits are stored once, [panel][row][columns]. Once the softmax of a row is known, a few
+// panels of logits at a time become gradients in a buffer that stays in the second-level cache, from which both
 // products take them: the thread's own share of dx = dlogits weight and, packed as tiles, dweight = dlogits^T x.
 #pragma once
 
-#include "cpu/layer.h"
+#include "cpu/logits.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -15,18 +14,17 @@ template <class T>
 class CrossEntropyPass {
   static constexpr int w = kWidth<T>;
   using Math = SimdMath<T>;
-  static constexpr T kLowest = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
 
  public:
   CrossEntropyPass(const CrossEntropyArgs& args, Team& team, int tid)
       : a(args),
         team(team),
         tid(tid),
-        first_own(share((a.symbols + w - 1) / w, team, tid).begin * w),
-        panels{min(share((a.symbols + w - 1) / w, team, tid).end * w, a.symbols) - first_own},
-        input_panels{a.input_size},
-        logits(static_cast<T*>(a.logits) + first_own * a.chunk_rows),
         panel(static_cast<T*>(a.panels) + tid * panels_size(a.input_size)),
+        logits(args, team, tid, panel),
+        panels(logits.panels),
+        input_panels{a.input_size},
+        kept(static_cast<T*>(a.logits) + logits.first_own * a.chunk_rows),
         dlogits(static_cast<T*>(a.dlogits) + tid * dlogits_size(a.chunk_rows)),
         tiles(dlogits + gradients_size(a.chunk_rows)) {}
 
@@ -34,7 +32,7 @@ class CrossEntropyPass {
     const bool gradients = a.dx || a.dweight || a.dbias;
     for (int64_t row = 0; row < a.rows; row += a.chunk_rows) {
       const int64_t n = min(a.chunk_rows, a.rows - row);
-      sum_exponentials(row, n, gradients);
+      make_logits(row, n, gradients);
       if (a.dweight) pack_x(row, n);
       team.barrier(tid);
       finish_rows(row, n);
@@ -54,7 +52,7 @@ class CrossEntropyPass {
   static int64_t padded(int64_t n) { return (n + w - 1) / w * w; }
 
  private:
-  static constexpr int64_t kColumns = kMaxVectors * w;
+  static constexpr int64_t kColumns = Logits<T>::kColumns;
   static constexpr int kTileRows = best_rows(kMaxVectors, kColumns, w);
   using Tiles = PackedRows<T, kTileRows>;
   // Gradients of a few hundred rows fit the second-level cache, and a block's part of dx is a single chain of sums.
@@ -62,50 +60,19 @@ class CrossEntropyPass {
 
   static int64_t gradients_size(int64_t rows) { return kBlockPanels * kColumns * rows; }
 
-  int64_t first_symbol(int64_t p) const { return first_own + panels.first_column(p); }
-  T* logits_of(int64_t p, int64_t n) const { return logits + panels.offset(p, n); }
-  const T* weight_row(int64_t symbol) const { return static_cast<const T*>(a.weight) + symbol * a.input_size; }
-  Vec<T>* running(int thread) const { return static_cast<Vec<T>*>(a.running) + 2 * thread * a.chunk_rows; }
+  T* kept_of(int64_t p, int64_t n) const { return kept + panels.offset(p, n); }
 
-  static FASTRNN_INLINE Vec<T> larger(Vec<T> x, Vec<T> y) { return x > y ? x : y; }
-
-  void sum_exponentials(int64_t row, int64_t n, bool keep) {
-    Vec<T>* const seen = running(tid);  // of each row the largest logit and the sum, for each lane
-    for (int64_t r = 0; r < n; r++) {
-      seen[2 * r] = Math::set1(kLowest);
-      seen[2 * r + 1] = Vec<T>{};
-    }
-    const Rows<T> x{static_cast<const T*>(a.x) + row * a.input_size, a.input_size, 1, 0};
-    for (int64_t p = 0; p < panels.count(); p++) {
+  void make_logits(int64_t row, int64_t n, bool keep) {
+    logits.visit(row, n, [&](int64_t p, int64_t r, const Vec<T>* logit, Vec<T> /*largest*/) {
       const int nv = panels.nv(p);
-      const int64_t first = first_symbol(p), count = panels.columns(p);
-      T bias[kColumns];
-      for (int64_t i = 0; i < nv * w; i++) {
-        // A lane without a symbol adds nothing to its row.
-        bias[i] = i >= count ? -T(__builtin_inf()) : a.bias ? static_cast<const T*>(a.bias)[first + i] : T(0);
+      if (keep) {
+        for (int v = 0; v < nv; v++) store(kept_of(p, n) + (r * nv + v) * w, logit[v]);
       }
-      for (int v = 0; v < nv; v++) {
-        pack_transposed(weight_row(first + v * w), a.input_size, min(w, count - v * w), a.input_size, nv, v, panel);
+      const int64_t target = a.targets[row + r] - logits.first_symbol(p);
+      if (target >= 0 && target < panels.columns(p)) {
+        static_cast<T*>(a.target_logits)[r] = logit[target / w][int(target % w)];
       }
-      gemm(x, n, 1, a.input_size, Panel<T>{panel, nv, nullptr}, [&](int64_t begin, int64_t rows, const T* tile) {
-        for (int64_t r = begin; r < begin + rows; r++, tile += nv * w) {
-          Vec<T> logit[kMaxVectors], top = seen[2 * r];
-          for (int v = 0; v < nv; v++) {
-            logit[v] = load(tile + v * w) + load(bias + v * w);
-            top = larger(top, logit[v]);
-          }
-          Vec<T> sum = seen[2 * r + 1] * Math::exp(seen[2 * r] - top);
-          for (int v = 0; v < nv; v++) sum += Math::exp(logit[v] - top);
-          seen[2 * r] = top;
-          seen[2 * r + 1] = sum;
-          if (keep) {
-            for (int v = 0; v < nv; v++) store(logits_of(p, n) + (r * nv + v) * w, logit[v]);
-          }
-          const int64_t target = a.targets[row + r] - first;
-          if (target >= 0 && target < count) static_cast<T*>(a.target_logits)[r] = tile[target] + bias[target];
-        }
-      });
-    }
+    });
   }
 
   // What is ignored must not meet a gradient of 0 as NaN.
@@ -125,26 +92,15 @@ class CrossEntropyPass {
     }
   }
 
-  // The running sums of all threads give each row's loss, and what turns its logits into gradients.
+  // Each row's loss, and what turns its logits into gradients.
   void finish_rows(int64_t row, int64_t n) {
-    T* const tops = static_cast<T*>(a.tops);
-    T* const factors = static_cast<T*>(a.factors);
     const Range rows = share(n, team, tid);
     for (int64_t r = rows.begin; r < rows.end; r++) {
-      Vec<T> lanes = Math::set1(kLowest);
-      for (int i = 0; i < team.size(); i++) lanes = larger(lanes, running(i)[2 * r]);
-      T top = lanes[0];
-      for (int i = 1; i < w; i++) top = top > lanes[i] ? top : lanes[i];
-      double sum = 0;
-      for (int i = 0; i < team.size(); i++) {
-        const Vec<T> part = running(i)[2 * r + 1] * Math::exp(running(i)[2 * r] - Math::set1(top));
-        for (int lane = 0; lane < w; lane++) sum += double(part[lane]);
-      }
+      const auto softmax = logits.softmax(r);
       const bool counts = a.targets[row + r] >= 0;
-      tops[r] = top;
-      factors[r] = counts ? T(a.scale / sum) : T(0);
-      static_cast<T*>(a.nats)[row + r] =
-          counts ? T(__builtin_log(sum) + (double(top) - double(static_cast<T*>(a.target_logits)[r]))) : T(0);
+      static_cast<T*>(a.tops)[r] = softmax.top;
+      static_cast<T*>(a.factors)[r] = counts ? T(a.scale / softmax.sum) : T(0);
+      static_cast<T*>(a.nats)[row + r] = counts ? T(-softmax.log_p(static_cast<T*>(a.target_logits)[r])) : T(0);
     }
   }
 
@@ -164,8 +120,8 @@ class CrossEntropyPass {
 
   void make_gradients(int64_t p, int64_t row, int64_t n, bool adds, T* out) {
     const int nv = panels.nv(p);
-    const int64_t first = first_symbol(p), count = panels.columns(p);
-    const T* logit = logits_of(p, n);
+    const int64_t first = logits.first_symbol(p), count = panels.columns(p);
+    const T* logit = kept_of(p, n);
     Vec<T> sums[kMaxVectors] = {};
     for (int64_t r = 0; r < n; r++, logit += nv * w, out += nv * w) {
       const Vec<T> top = Math::set1(static_cast<T*>(a.tops)[r]), factor = Math::set1(static_cast<T*>(a.factors)[r]);
@@ -189,7 +145,8 @@ class CrossEntropyPass {
       const int nv = input_panels.nv(j);
       const int64_t column = input_panels.first_column(j);
       for (int64_t k = 0; k < k_size; k++) {
-        pack_row(weight_row(first_symbol(p) + k) + column, input_panels.columns(j), nv, panel + k * nv * w);
+        pack_row(logits.weight_row(logits.first_symbol(p) + k) + column, input_panels.columns(j), nv,
+                 panel + k * nv * w);
       }
       const Rows<T> rows{dlogits, panels.nv(p) * w, 1, kColumns * n};
       gemm(rows, n, count, per_panel, Panel<T>{panel, nv, nullptr},
@@ -210,7 +167,7 @@ class CrossEntropyPass {
     for (int64_t j = 0; j < input_panels.count(); j++) {
       const int nv = input_panels.nv(j);
       for (int64_t i = 0; i < count; i++) {
-        T* to = static_cast<T*>(a.dweight) + first_symbol(p + i) * a.input_size + input_panels.first_column(j);
+        T* to = static_cast<T*>(a.dweight) + logits.first_symbol(p + i) * a.input_size + input_panels.first_column(j);
         const T* next =
             i + 1 == count && j + 1 < input_panels.count() ? x_panels + input_panels.offset(j + 1, n) : nullptr;
         gemm(Tiles{block_tiles(i, n), n}, panels.columns(p), 1, n,
@@ -250,10 +207,11 @@ class CrossEntropyPass {
   const CrossEntropyArgs& a;
   Team& team;
   const int tid;
-  const int64_t first_own;  // of this thread's symbols
-  const ColumnPanels<T> panels, input_panels;
-  T* const logits;
-  T* const panel;    // packed weights
+  T* const panel;  // packed weights
+  Logits<T> logits;
+  const ColumnPanels<T>& panels;
+  const ColumnPanels<T> input_panels;
+  T* const kept;     // logits
   T* const dlogits;  // [panel of the block][row][columns]
   T* const tiles;    // the same, transposed
 };

@@ -319,21 +319,23 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
 
 // ---- packing
 
+// Row k of a transposed matrix, one number for each of its rows, as part of PackedRows. Reads a vector beyond it.
+template <int kMost, class T>
+FASTRNN_INLINE void pack_tile_row(const T* from, int64_t k, int64_t k_size, const EvenParts& tiles, T* packed) {
+  const int64_t tile_size = PackedRows<T, kMost>::tile_size(k_size);
+  // Whole vectors: what is too much of one is overwritten by the next k.
+  const auto copy = [&](int64_t count, int64_t n) {
+    for (int64_t i = 0; i < count; i++, from += n, packed += tile_size) store(packed + k * n, load(from));
+  };
+  copy(tiles.larger, tiles.least + 1);
+  copy(tiles.count - tiles.larger, tiles.least);
+}
+
 // Rows r of a matrix whose element (r, k) stands at source[r + k * k_stride], as PackedRows. Reads a vector beyond it.
 template <int kMost, class T>
 void pack_tiles(const T* source, int64_t k_stride, int64_t rows, int64_t k_size, T* packed) {
   const EvenParts tiles(rows, kMost);
-  const int64_t tile_size = PackedRows<T, kMost>::tile_size(k_size);
-  for (int64_t k = 0; k < k_size; k++, source += k_stride) {
-    const T* from = source;
-    T* to = packed;
-    // Whole vectors: what is too much of one is overwritten by the next k.
-    const auto copy = [&](int64_t count, int64_t n) {
-      for (int64_t i = 0; i < count; i++, from += n, to += tile_size) store(to + k * n, load(from));
-    };
-    copy(tiles.larger, tiles.least + 1);
-    copy(tiles.count - tiles.larger, tiles.least);
-  }
+  for (int64_t k = 0; k < k_size; k++) pack_tile_row<kMost>(source + k * k_stride, k, k_size, tiles, packed);
 }
 
 // Vector `v` of a packed panel [k][nv][width] takes `valid` consecutive rows of a row-major matrix, transposed.

@@ -86,24 +86,53 @@ struct BackwardArgs : LayerArgs {
   int64_t outer_rows;
 };
 
-// A pass of the output layer; see CrossEntropy in fastrnn.h for the arrays that it names as here.
-struct CrossEntropyArgs {
+// Products of fewer rows read weights as they stand: they gain less from packed ones than packing takes.
+constexpr int64_t kPackedRows = 8;
+
+// Passes of the output layer; see CrossEntropy and TopSymbols in fastrnn.h for the arrays that they name as here.
+struct LogitArgs {
   int64_t rows, input_size, symbols;
-  double scale;
   const void *x, *weight, *bias;
+  // Panels of all symbols, [thread][panel][k][columns], packed earlier; null: each is packed when its turn comes, or,
+  // for few rows, the weights are read as they stand.
+  const void* packed;
+  bool few_rows;
+  // scratch
+  int64_t chunk_rows;  // taken at a time
+  void* running;       // [threads][chunk_rows][2][W]
+  void* panels;        // for each thread panels_size of its own
+};
+
+struct CrossEntropyArgs : LogitArgs {
+  double scale;
   const int32_t* targets;
   void *nats, *dx, *dweight, *dbias;
   bool accumulate;
   // scratch
-  int64_t chunk_rows;   // taken at a time
   void* logits;         // [vectors of symbols][chunk_rows][W]; only for gradients
   void* target_logits;  // [chunk_rows], as tops and factors
   void *tops, *factors;
-  void* running;   // [threads][chunk_rows][2][W]
-  void* panels;    // for each thread panels_size of its own
   void* dlogits;   // for each thread dlogits_size
   void* x_panels;  // [chunk_rows], as ColumnPanels
   void* dx_parts;  // [threads][chunk_rows][input_size, padded]
+};
+
+struct TopSymbolsArgs : LogitArgs {
+  int64_t count;
+  const uint8_t* never;
+  int32_t* ids;
+  double* log_p;
+  // scratch
+  void* best;      // [threads][chunk_rows][count]: logits, the largest first
+  void* best_ids;  // int32, of these
+};
+
+// A product of matrices; see Product in fastrnn.h.
+constexpr int64_t kProductPiece = 512;  // of its sums, at most, for which there is scratch
+struct ProductArgs : Product {
+  // scratch
+  void* panels;  // all columns of a piece, or, where a is not transposed, 4 vectors of them for each thread
+  void* tiles;   // where a is transposed, for each thread product_tiles_size of its rows
 };
 
 // One call over some arrays; see optimize in fastrnn.h.
@@ -124,8 +153,12 @@ struct Kernels {
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
   int64_t (*tiles_size)(int64_t rows);                       // elements a thread of BackwardArgs::outer_tiles
   void (*cross_entropy)(const CrossEntropyArgs&, Team&, int tid);
-  int64_t (*panels_size)(int64_t input_size);  // elements a thread of CrossEntropyArgs::panels
-  int64_t (*dlogits_size)(int64_t rows);       // and of dlogits
+  void (*pack_symbols)(const LogitArgs&, void* packed, Team&, int tid);
+  void (*top_symbols)(const TopSymbolsArgs&, Team&, int tid);
+  int64_t (*panels_size)(int64_t input_size);  // elements a thread of LogitArgs::panels
+  int64_t (*dlogits_size)(int64_t rows);       // and of CrossEntropyArgs::dlogits
+  void (*product)(const ProductArgs&, Team&, int tid);
+  int64_t (*product_tiles_size)(int64_t rows, int64_t k_size);  // elements
   void (*optimize)(const OptimizerArgs&, Team&, int tid);
   double (*sum_of_squares)(const void* data, int64_t n, double divisor);
   int64_t (*fma_chains)(int64_t rounds, void* sink);  // returns the operations done

@@ -14,6 +14,8 @@
 #include "cpu/math.h"
 #include "cpu/optimizer.h"
 #include "cpu/probe.h"
+#include "cpu/product.h"
+#include "cpu/top_symbols.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -32,8 +34,12 @@ constexpr Kernels kernels() {
           &WeightGradients<T, LstmCell<SimdMath<T>>>::columns_size,
           &WeightGradients<T, LstmCell<SimdMath<T>>>::tiles_size,
           &cross_entropy<T>,
+          &pack_symbols<T>,
+          &top_symbols<T>,
           &CrossEntropyPass<T>::panels_size,
           &CrossEntropyPass<T>::dlogits_size,
+          &product<T>,
+          &product_tiles_size<T>,
           &optimize<T>,
           &sum_of_squares<T>,
           &fma_chains<T>,

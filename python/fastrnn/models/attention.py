@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arrays import HOST
 from .nn import Layer
+from .products import add_outer, product
 
 KINDS = ("dot", "general", "additive")
 _BLOCK = 1 << 20  # numbers T x S x size of additive attention made at a time
@@ -148,17 +149,6 @@ class Attention(Layer):
             dkeys[rows] += tanh.sum(axis=1) * v
         add_outer(self.grads["weight_query"], dinner, queries)
         return product(dinner, weight), dkeys
-
-
-def product(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """array (B, T, I) times matrix (I, O): one product, where NumPy would make one for each row."""
-    flat = array.reshape(-1, array.shape[2]) @ matrix
-    return flat.reshape(*array.shape[:2], matrix.shape[1])
-
-
-def add_outer(gradient: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
-    """To the gradient of W (O, I) in y = W x what dy (B, T, O) and x (B, T, I) give."""
-    gradient += dy.reshape(-1, dy.shape[2]).T @ x.reshape(-1, x.shape[2])
 
 
 def _tanh_of_sums(inner: np.ndarray, keys: np.ndarray) -> np.ndarray:

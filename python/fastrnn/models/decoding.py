@@ -189,8 +189,12 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 def checked_step(where: str, decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     logits = decoder.step(tokens)
     if not np.isfinite(logits.max(axis=1)).all():  # NaN is the maximum of its row
-        raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
+        raise not_finite(where)
     return logits
+
+
+def not_finite(where: str) -> FloatingPointError:
+    return FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
 
 
 def sample(

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import _core
 from ..arrays import HOST
 from . import attention
-from .attention import Attention, Memory, add_outer, product
+from .attention import Attention, Memory
 from .nn import Dropout, Embedding, Layer, Linear, Output
+from .products import add_outer, product
 
 State = Any  # of a recurrent layer: h, or the pair (h, c)
 Rng = np.random.Generator | None
@@ -48,7 +50,7 @@ class Bridge(Layer):
         outputs = []
         for name, pair in zip("hc", pairs, strict=False):
             weight, bias = self.parameters[f"weight_{name}"], self.parameters[f"bias_{name}"]
-            outputs.append(pair @ weight.swapaxes(1, 2) + bias)
+            outputs.append(_products(pair, weight.swapaxes(1, 2)) + bias)
         np.tanh(outputs[0], out=outputs[0])
         return _state(outputs), (pairs, outputs[0])
 
@@ -58,13 +60,19 @@ class Bridge(Layer):
         dstates[0] = dstates[0] * (1.0 - h * h)
         dparts = []
         for name, pair, d in zip("hc", pairs, dstates, strict=False):
-            self.grads[f"weight_{name}"] += d.swapaxes(1, 2) @ pair
+            for layer in zip(self.grads[f"weight_{name}"], d, pair, strict=True):
+                add_outer(*layer)
             self.grads[f"bias_{name}"] += d.sum(axis=1, keepdims=True)
-            dpair = d @ self.parameters[f"weight_{name}"]
+            dpair = _products(d, self.parameters[f"weight_{name}"])
             layers, rows, size = dpair.shape
             dpart = dpair.reshape(layers, rows, 2, size // 2).swapaxes(1, 2)
             dparts.append(np.ascontiguousarray(dpart).reshape(2 * layers, rows, size // 2))
         return _state(dparts)
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Layer by layer, (L, M, K) and (L, K, N)."""
+    return np.stack([product(*layer) for layer in zip(a, b, strict=True)])
 
 
 class Combine(Linear):
@@ -298,10 +306,17 @@ class Steps:
         self._stream.state = state
         self._sentences = np.arange(rows)  # of each row, by their place in the memory
         self._fed: np.ndarray | None = None
+        self._symbols: _core.TopSymbols | None = None
         self.weights: np.ndarray | None = None  # of attention at the last step, (N, S)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         return self._decoder.output.logits(self.features(tokens))
+
+    def best(self, tokens: np.ndarray, count: int, never: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output = self._decoder.output
+        if self._symbols is None:
+            self._symbols = output.searcher(len(tokens) * max(1, count // 2))  # half of the candidates go on
+        return self._symbols.find(self.features(tokens), min(count, len(output.weight)), never.astype(np.int32))
 
     def features(self, tokens: np.ndarray) -> np.ndarray:
         """What the output layer gets after these tokens (N,): (N, size)."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_size
+from .decoding import not_finite
 from .encoder_decoder import Encoder, token_places
 from .lines import Sentences
 from .model import perplexity
@@ -222,7 +223,7 @@ class LabellingModel(PairsModel):
                 features = self._features_of(*source.batch(rows), places)
                 logits = self._output.logits(features)
                 if not np.isfinite(logits).all():
-                    raise FloatingPointError(f"{where}: the model's outputs are not finite; check its weights")
+                    raise not_finite(where)
                 yield rows[places % len(rows)], logits
 
         return len(read), batches()

@@ -18,6 +18,7 @@ import numpy as np
 from .. import _core
 from ..arrays import HOST, Arrays
 from . import array_api
+from .products import add_outer, product
 
 _INIT_RANGE = 0.1
 
@@ -99,14 +100,22 @@ class Linear(Layer):
         self._add("bias", _uniform(rng, (outputs,), dtype, bound))
 
     def forward(self, x: Any) -> Any:
-        y = x @ self.parameters["weight"].T
-        y += self.parameters["bias"]
-        return y
+        return _affine(self._arrays, x, self.parameters["weight"], self.parameters["bias"])
 
     def backward(self, x: Any, dy: Any) -> Any:
-        self.grads["weight"] += dy.T @ x
         self.grads["bias"] += dy.sum(axis=0)
+        if self._arrays is HOST:
+            add_outer(self.grads["weight"], dy, x)
+            return product(dy, self.parameters["weight"])
+        self.grads["weight"] += dy.T @ x
         return dy @ self.parameters["weight"]
+
+
+def _affine(arrays: Arrays, x: Any, weight: Any, bias: Any) -> Any:
+    """x weightᵀ + bias."""
+    y = product(x, weight.T) if arrays is HOST else x @ weight.T
+    y += bias
+    return y
 
 
 def _int32(ids: np.ndarray) -> np.ndarray:
@@ -152,9 +161,14 @@ class Output(Layer):
         return self._weight_owner.parameters["weight"]
 
     def logits(self, x: Any) -> Any:
-        y = x @ self.weight.T
-        y += self.parameters["bias"]
-        return y
+        return _affine(self._arrays, x, self.weight, self.parameters["bias"])
+
+    def searcher(self, rows: int) -> _core.TopSymbols:
+        """Finds the most probable symbols of some rows, mostly so many, again and again; until the weights change.
+
+        On the CPU. It keeps no (N, V) numbers, and packs the weights once where there are enough rows.
+        """
+        return _core.TopSymbols(self.weight, self.parameters["bias"], rows)
 
     def nats(self, x: Any, targets: np.ndarray) -> Any:
         """The loss of each row, (N,)."""

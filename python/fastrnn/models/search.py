@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .decoding import checked_step
+from .decoding import checked_step, not_finite
 
 
 class Rows(Protocol):
@@ -18,6 +18,10 @@ class Rows(Protocol):
 
     def step(self, tokens: np.ndarray) -> np.ndarray: ...
     def select(self, rows: np.ndarray) -> None: ...
+    def best(self, tokens: np.ndarray, count: int, never: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A step, too: the ``count`` most probable tokens after these, or all if there are fewer, best first, of equal
+        ones the lower, and their log p, float64: (N, count). None of ``never``: where too few are left, the rest has a
+        log p of -inf."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +93,26 @@ class _Search:
         next_tokens: list[int] = []
         next_p: list[list[float]] = []
         still: list[int] = []
-        for place, number in enumerate(self.live.tolist()):
+        candidates = zip(rows.tolist(), tokens.tolist(), log_p.tolist(), strict=True)  # much faster to go through
+        for number, (own_rows, own_tokens, own_p) in zip(self.live.tolist(), candidates, strict=True):
             last_step = length == self._limits[number]
             open_ranks: list[int] = []
-            for rank, (row, token, p) in enumerate(zip(rows[place], tokens[place], log_p[place], strict=True)):
+            for rank, (row, token, p) in enumerate(zip(own_rows, own_tokens, own_p, strict=True)):
                 if p == -np.inf or len(open_ranks) == self._beam:
                     break
                 if token != self._end:
                     open_ranks.append(rank)
                 if last_step or (token == self._end and rank < self._beam):
-                    self._finish(number, int(row), int(token), float(p))
-            if last_step or not open_ranks or self._is_done(number, float(log_p[place, open_ranks[0]])):
+                    self._finish(number, row, token, p)
+            if last_step or not open_ranks or self._is_done(number, own_p[open_ranks[0]]):
                 continue
             # Where there are too few, the last one once more, out of the running.
             missing = self._beam - len(open_ranks)
-            ranks = open_ranks + open_ranks[-1:] * missing
             still.append(number)
-            next_rows += rows[place, ranks].tolist()
-            next_tokens += tokens[place, ranks].tolist()
-            next_p.append([*log_p[place, open_ranks], *[-np.inf] * missing])
+            for rank in open_ranks + open_ranks[-1:] * missing:
+                next_rows.append(own_rows[rank])
+                next_tokens.append(own_tokens[rank])
+            next_p.append([own_p[rank] for rank in open_ranks] + [-np.inf] * missing)
         kept = np.array(next_rows, np.int64)
         self.tokens = np.array(next_tokens, np.int32)
         self._written.append(self.tokens)
@@ -163,23 +168,32 @@ def search(
     of logits (N, V), in the place of a search (``beam`` 1).
     """
     state = _Search(limits, beam, n_best, Ranking() if ranking is None else ranking, end)
+    never = np.empty(0, np.int32) if never is None else never
+    count = 1 if beam == 1 else 2 * beam
     if len(state.live) < len(limits):
         decoder.select(state.live)
     while len(state.live):
-        logits = checked_step(where, decoder, state.tokens)
-        log_z, rows = _log_sum_exp(logits), np.arange(len(logits))
-        if never is not None:
-            logits[:, never] = -np.inf  # after the sum: what is written has the probability that the model gives it
-        state.note(decoder.weights if attention else None)
         if draw is None:
-            candidates = _best(logits, log_z, state.log_p, 1 if beam == 1 else 2 * beam)
+            tokens, log_p = decoder.best(state.tokens, count, never)
+            if not (log_p[:, 0] > -np.inf).all():  # of finite weights at least the end has more
+                raise not_finite(where)
         else:
-            tokens = draw(logits)
-            candidates = rows[:, None], tokens[:, None], state.log_p + (logits[rows, tokens] - log_z)[:, None]
-        kept = state.extend(*candidates)
-        if not np.array_equal(kept, rows):
+            tokens, log_p = _drawn(checked_step(where, decoder, state.tokens), never, draw)
+        state.note(decoder.weights if attention else None)
+        kept = state.extend(*_best(tokens, log_p, state.log_p, count))
+        if not np.array_equal(kept, np.arange(len(tokens))):
             decoder.select(kept)
     return [sorted(found, key=lambda each: -each.score)[:n_best] for found in state.finished]
+
+
+def _drawn(
+    logits: np.ndarray, never: np.ndarray, draw: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A token for each row and its log p, (N, 1) each."""
+    log_z = _log_sum_exp(logits)
+    logits[:, never] = -np.inf  # after the sum: what is written has the probability that the model gives it
+    tokens = draw(logits)[:, None]
+    return tokens, np.take_along_axis(logits, tokens, axis=1) - log_z[:, None]
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
@@ -189,20 +203,15 @@ def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
     return top + np.log(powers.sum(axis=1))
 
 
-def _best(logits: np.ndarray, log_z: np.ndarray, log_p: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+def _best(tokens: np.ndarray, log_p: np.ndarray, before: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     """Rows, tokens and log p of the ``count`` best continuations of each sentence, (B, count), best first.
 
-    Logits (B k, V), log p (B, k); equal ones are in the order of their rows and tokens.
+    Of the best tokens (B k, C) of each row and their log p, after outputs of log p ``before`` (B, k); equal ones are in
+    the order of their rows.
     """
-    sentences, width = log_p.shape
-    of_row = min(count, logits.shape[1])
-    if of_row == 1:
-        tokens = logits.argmax(axis=1)[:, None]
-    else:
-        tokens = np.sort(np.argpartition(logits, -of_row, axis=1)[:, -of_row:], axis=1)
-    rows = np.broadcast_to(np.arange(len(logits))[:, None], tokens.shape)
-    scores = log_p.reshape(-1, 1) + (np.take_along_axis(logits, tokens, axis=1) - log_z[:, None])
-    found = (array.reshape(sentences, width * of_row) for array in (rows, tokens, scores))
-    rows, tokens, scores = found
+    sentences, width = before.shape
+    rows = np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
+    scores = before.reshape(-1, 1) + log_p
+    rows, tokens, scores = (array.reshape(sentences, width * array.shape[1]) for array in (rows, tokens, scores))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return tuple(np.take_along_axis(array, order, axis=1) for array in (rows, tokens, scores))

@@ -1,0 +1,50 @@
+// Products of matrices: memory of a call and its team of threads.
+#include <algorithm>
+
+#include "cpu/memory.h"
+#include "cpu/plan.h"
+#include "cpu/threads.h"
+#include "cpu/workspace.h"
+
+namespace fastrnn {
+
+namespace {
+
+constexpr double kFlopsPerThread = 2e5;
+constexpr int64_t kPanelVectors = 4;  // kMaxVectors of gemm.h
+
+}  // namespace
+
+void product(const Product& problem, int max_threads, const std::shared_ptr<Memory>& memory) {
+  const Kernels& kernels = kernels_in_use(problem.dtype);
+  const size_t element = problem.dtype == Dtype::float32 ? 4 : 8;
+  if (problem.k_size == 0 && !problem.add) {
+    for (int64_t r = 0; r < problem.rows; r++) {
+      std::memset(at(problem.out, size_t(r * problem.out_stride) * element), 0, size_t(problem.columns) * element);
+    }
+  }
+  if (problem.rows == 0 || problem.columns == 0 || problem.k_size == 0) return;
+  const int64_t vectors = (problem.columns + kernels.width - 1) / kernels.width;
+  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const double flops = 2.0 * double(problem.rows) * double(problem.columns) * double(problem.k_size);
+  const double parts = double(problem.a_transposed ? problem.rows : panels);
+  const int threads = int(std::max(1.0, std::min({double(max_threads), parts, flops / kFlopsPerThread})));
+
+  ProductArgs args{};
+  static_cast<Product&>(args) = problem;
+  const int64_t piece = std::min(problem.k_size, kProductPiece);
+  const int64_t packed = problem.a_transposed ? vectors : threads * kPanelVectors;
+  Layout layout;
+  const size_t panels_at = layout.add(size_t(packed * kernels.width * piece) * element), tiles_at = layout.size();
+  if (problem.a_transposed) {
+    const int64_t rows = (problem.rows + threads - 1) / threads;
+    layout.add(size_t(threads * kernels.product_tiles_size(rows, piece)) * element);
+  }
+  if (memory) memory->note(layout.size());
+  const Buffer buffer = acquire(layout.size(), memory);
+  args.panels = at(buffer.data(), panels_at);
+  args.tiles = at(buffer.data(), tiles_at);
+  on_team(threads, [&](Team& team, int tid) { kernels.product(args, team, tid); });
+}
+
+}  // namespace fastrnn
