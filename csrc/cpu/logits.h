@@ -19,6 +19,8 @@ class Logits {
  public:
   static constexpr int64_t kColumns = kMaxVectors * w;  // of a panel at most
 
+  static int64_t panel_size(const LogitArgs& args) { return kColumns * args.input_size; }
+
   // panel: room for one, if there are no packed ones.
   Logits(const LogitArgs& args, Team& team, int tid, T* panel)
       : a(args),

@@ -18,7 +18,7 @@ class TopSymbolsPass {
       : a(args),
         team(team),
         tid(tid),
-        logits(args, team, tid, static_cast<T*>(a.panels) + tid * Logits<T>::kColumns * a.input_size) {}
+        logits(args, team, tid, a.packed ? nullptr : static_cast<T*>(a.panels) + tid * Logits<T>::panel_size(a)) {}
 
   void run() {
     for (int64_t row = 0; row < a.rows; row += a.chunk_rows) {
