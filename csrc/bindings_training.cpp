@@ -1,4 +1,4 @@
-// The part of fastrnn._core that training needs beside the layers: the loss over a vocabulary, optimizers.
+// The part of fastrnn._core that models need beside the layers: the output layer, products, embeddings, optimizers.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -81,14 +81,18 @@ py::array cross_entropy_arrays(const py::array& x, const py::object& weight, con
 
 class PyTopSymbols {
  public:
-  PyTopSymbols(const py::object& weight, const py::object& bias, int64_t rows, int threads)
+  PyTopSymbols(const py::object& weight, const py::object& bias, int64_t rows, const std::shared_ptr<Memory>& memory,
+               int threads)
       : weight(weight), bias(bias), sizes(checked_symbols(weight, bias)) {
-    symbols = make_top_symbols(sizes.dtype, sizes.symbols, sizes.input_size, data_or_null(weight), data_or_null(bias),
-                               rows, threads ? threads : num_threads());
+    const void *weights = data_or_null(weight), *biases = data_or_null(bias);
+    py::gil_scoped_release release;
+    symbols = make_top_symbols(sizes.dtype, sizes.symbols, sizes.input_size, weights, biases, rows,
+                               threads ? threads : num_threads(), memory);
   }
 
   // ids int32 and log p float64, (N, count). never: int32 (M), symbols that are not chosen.
-  std::pair<py::array_t<int32_t>, py::array_t<double>> find(const py::array& x, int64_t count, const py::array& never) {
+  std::pair<py::array_t<int32_t>, py::array_t<double>> find(const py::array& x, int64_t count,
+                                                            const py::array& never) const {
     if (x.ndim() != 2) throw py::value_error("_core: x must have two dimensions");
     const int64_t rows = x.shape(0);
     const void* from = checked(x, "x", 'f', sizes.element, {rows, sizes.input_size}).data();
@@ -151,8 +155,7 @@ struct Matrix {
 };
 
 // out = a b, or out += a b.
-void product_of(const py::array& a, const py::object& b, const py::object& out, bool add,
-                const std::shared_ptr<Memory>& memory, int threads) {
+void product_of(const py::array& a, const py::object& b, const py::object& out, bool add, int threads) {
   const py::dtype dtype = a.dtype();
   const Matrix left(a, "a", dtype), right(b, "b", dtype), to(out, "out", dtype);
   if (left.columns != right.rows || to.rows != left.rows || to.columns != right.columns) {
@@ -174,7 +177,7 @@ void product_of(const py::array& a, const py::object& b, const py::object& out, 
   problem.out_stride = to.stride;
   problem.add = add;
   py::gil_scoped_release release;
-  product(problem, threads ? threads : num_threads(), memory);
+  product(problem, threads ? threads : num_threads());
 }
 
 // The arrays of an optimizer's step, parameter by parameter; a list is empty where there are none of its kind.
@@ -261,10 +264,10 @@ void bind_training(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_arrays, "x"_a, "weight"_a, "bias"_a, "targets"_a, "scale"_a, "dx"_a,
         "dweight"_a, "dbias"_a, "memory"_a, "num_threads"_a = 0, "accumulate"_a = true,
         "logit_bytes"_a = size_t(128) << 20);
-  m.def("product", &product_of, "a"_a, "b"_a, "out"_a, "add"_a = false, "memory"_a = nullptr, "num_threads"_a = 0);
+  m.def("product", &product_of, "a"_a, "b"_a, "out"_a, "add"_a = false, "num_threads"_a = 0);
   py::class_<PyTopSymbols>(m, "TopSymbols")
-      .def(py::init<const py::object&, const py::object&, int64_t, int>(), "weight"_a, "bias"_a, "rows"_a,
-           "num_threads"_a = 0)
+      .def(py::init<const py::object&, const py::object&, int64_t, const std::shared_ptr<Memory>&, int>(), "weight"_a,
+           "bias"_a, "rows"_a, "memory"_a, "num_threads"_a = 0)
       .def("find", &PyTopSymbols::find, "x"_a, "count"_a, "never"_a);
 
   m.def(

@@ -134,18 +134,20 @@ struct CrossEntropy {
 void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shared_ptr<Memory>& memory);
 
 // The symbols of largest logit, for one call after another with the same weights. For more than a few rows they are
-// packed once; otherwise they are read as they stand. Not thread-safe.
+// packed once; otherwise they are read as they stand.
 class TopSymbols {
  public:
   virtual ~TopSymbols() = default;
   // Of each of the rows x (N, I) `count` <= V symbols, best first, of equal ones the lower, and the logs of their
   // softmax over all symbols, (N, count). never (V): not 0 for symbols that are not chosen; or null. Where that leaves
   // too few, the rest is symbol 0 of log -inf.
-  virtual void find(const void* x, int64_t rows, int64_t count, const uint8_t* never, int32_t* ids, double* log_p) = 0;
+  virtual void find(const void* x, int64_t rows, int64_t count, const uint8_t* never, int32_t* ids,
+                    double* log_p) const = 0;
 };
 // weight (V, I), bias (V) or null: both must stay. rows: of most calls.
 std::unique_ptr<TopSymbols> make_top_symbols(Dtype dtype, int64_t symbols, int64_t input_size, const void* weight,
-                                             const void* bias, int64_t rows, int max_threads);
+                                             const void* bias, int64_t rows, int max_threads,
+                                             const std::shared_ptr<Memory>& memory);
 
 // out (rows, columns) = a (rows, k_size) b (k_size, columns), or added to what is there. Rows of a matrix are `stride`
 // numbers apart; a transposed one is given by the rows of what it is the transpose of. out shares no memory with them.
@@ -159,7 +161,7 @@ struct Product {
   int64_t out_stride = 0;
   bool add = false;
 };
-void product(const Product& problem, int max_threads, const std::shared_ptr<Memory>& memory);
+void product(const Product& problem, int max_threads);
 
 // A step of an optimizer over whole arrays, in place:
 //   multiply  p = scale p

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fastrnn.models import Seq2Seq
-from fastrnn.models.encoder_decoder import Bridge, Steps
+from fastrnn.models.encoder_decoder import Bridge, Combine, Steps
 from fastrnn.models.nn import Embedding, Output
 from fastrnn.models.writing_model import _sampled
 from pair_models import TOLERANCE, batch_of, check_gradients, check_padding, gradients, log_softmax
@@ -256,3 +256,42 @@ def test_steps_keep_what_attention_read():
     assert steps.weights.shape == (len(SOURCE), len(batch.source))
     assert_allclose(steps.weights.sum(axis=1), 1.0)
     assert_array_equal(steps.weights[np.arange(len(batch.source)) >= batch.source_lengths[:, None]], 0.0)
+
+
+@every_kind
+@pytest.mark.parametrize(("count", "sentences"), [(1, 6), (4, 6), (100, 6), (3, 12)])
+def test_the_best_tokens_are_those_of_the_logits(options, count, sentences):
+    """Packed weights or not, also after a selection."""
+    model = made(**options)
+    batch, never = batch_of(model, (SOURCE * 2, TARGET * 2), range(sentences)), np.array([3, 0], np.int32)
+    one, other = (model._steps(batch.source, batch.source_lengths) for _ in range(2))
+    for t in range(3):
+        tokens = batch.inputs[t % len(batch.inputs)][: 2 * sentences // 3 if t else None]
+        log_p = log_softmax(one.step(tokens))
+        log_p[:, never] = -np.inf
+        ids, got = other.best(tokens, count, never)
+        want = np.argsort(-log_p, axis=1, kind="stable")[:, :count]
+        inside = got > -np.inf
+        assert inside.sum(axis=1).tolist() == [min(count, log_p.shape[1] - len(never))] * len(tokens)
+        assert_array_equal(ids[inside], want[inside])
+        assert_allclose(got[inside], np.take_along_axis(log_p, want, axis=1)[inside], rtol=0, atol=1e-12)
+        if not t:
+            for steps in (one, other):
+                steps.select(np.arange(2 * sentences // 3))
+
+
+def test_contexts_and_outputs_are_combined():
+    """As one product of both side by side."""
+    rng = np.random.default_rng(5)
+    combine = Combine(3, 4, np.dtype("float64"), rng)
+    weight, bias = combine.parameters["weight"], combine.parameters["bias"]
+    contexts, outputs = rng.standard_normal((2, 5, 3)).swapaxes(0, 1), rng.standard_normal((5, 2, 4))
+    a = combine.forward(contexts, outputs)
+    joined = np.concatenate([contexts, outputs], axis=2)
+    assert_allclose(a, np.tanh(joined @ weight.T + bias), rtol=0, atol=1e-14)
+    da = rng.standard_normal(a.shape)
+    dcontexts, doutputs = combine.backward(contexts, outputs, a, da)
+    dsums = da * (1 - a**2)
+    assert_allclose(np.concatenate([dcontexts, doutputs], axis=2), dsums @ weight, rtol=0, atol=1e-14)
+    assert_allclose(combine.grads["weight"], np.einsum("tbo,tbi->oi", dsums, joined), rtol=0, atol=1e-13)
+    assert_allclose(combine.grads["bias"], dsums.sum(axis=(0, 1)), rtol=0, atol=1e-13)

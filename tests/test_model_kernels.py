@@ -1,6 +1,7 @@
 """What language models compute beside the layers, against plain NumPy: every ISA and dtype; tails, edges."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -136,6 +137,16 @@ def test_large_logits_and_nan(isa):
         [[1e30, -5e3, 0, np.nan, np.inf], [0, -5e3, 1, 0, 0], [-1e30, -5e3, 2, 0, 0]], np.float32
     )  # logits[r] = weight[:, r]: times 0 its NaN and infinity would reach every row
     with kernels(isa):
+        for value in (1e10, 1e20):
+            same = np.full((3, 1), value, np.float32)
+            nats = _core.cross_entropy(x[:1, :1], same, None, np.ones(1, np.int32), 1.0, None, None, None, None)
+            assert nats[0] == pytest.approx(math.log(3), rel=1e-7)
+        for top in (50.0, 1e5):  # 1 + e^-30
+            nearly = np.array([[top], [top - 30]])
+            nats = _core.cross_entropy(
+                np.ones((1, 1)), nearly, None, np.zeros(1, np.int32), 1.0, None, None, None, None
+            )
+            assert nats[0] == pytest.approx(math.exp(-30), rel=3e-3)
         for r, target, want in ((0, 0, 0.0), (1, 1, math.log(3)), (2, 2, math.log(math.exp(-2) + math.exp(-1) + 1))):
             one = np.ascontiguousarray(weight[:, r : r + 1])
             nats = _core.cross_entropy(x[:1, :1], one, None, np.array([target], np.int32), 1.0, None, None, None, None)
@@ -159,7 +170,7 @@ def test_top_symbols(isa, dtype):
             x, weight, bias, _ = draw(rng, N, I, V, dtype)
             never = rng.choice(V, int(rng.integers(0, min(V, 9))), replace=False).astype(np.int32)
             count, threads = int(rng.integers(1, min(V, 12) + 1)), int(rng.integers(1, 5))
-            top = _core.TopSymbols(weight, bias if i % 4 else None, int(rng.choice([1, N])), threads)
+            top = _core.TopSymbols(weight, bias if i % 4 else None, int(rng.choice([1, N])), None, threads)
             exact = x.astype(np.longdouble) @ weight.T.astype(np.longdouble) + (bias if i % 4 else 0)
             size = (np.abs(x) @ np.abs(weight).T).max() + np.abs(bias).max()
             allowed = 8 * eps * float(size)
@@ -171,10 +182,42 @@ def test_top_symbols(isa, dtype):
                 assert ids.shape == got.shape == (N, count)
                 chosen = np.arange(count) < V - len(never)
                 assert (got[:, ~chosen] == -np.inf).all()
+                assert not ids[:, ~chosen].any()
                 assert np.abs(got[:, chosen] - want[:, chosen]).max(initial=0) <= allowed
                 of_ids = np.take_along_axis(log_p, ids, axis=1)
                 assert np.abs(got[:, chosen] - of_ids[:, chosen]).max(initial=0) <= allowed
                 assert all(len(set(row)) == chosen.sum() for row in ids[:, chosen].tolist())
+
+
+@isas
+def test_more_rows_than_are_taken_at_a_time(isa):
+    rng = np.random.default_rng(11)
+    x, weight, bias, targets = draw(rng, 2500, 5, 37, "float64")
+    log_p = -np.array(losses(x, weight, bias, np.zeros(len(x), int), 1.0)[0])[:, None]  # of symbol 0
+    log_p = log_p + (x @ weight.T + bias) - (x @ weight[0] + bias[0])[:, None]
+    want = np.argsort(-log_p, axis=1)[:, :5]
+    with kernels(isa):
+        for threads in (1, 2, 3):
+            for rows in (1, len(x)):
+                ids, got = _core.TopSymbols(weight, bias, rows, None, threads).find(x, 5, np.empty(0, np.int32))
+                np.testing.assert_array_equal(ids, want)
+                np.testing.assert_allclose(got, np.take_along_axis(log_p, want, axis=1), rtol=0, atol=1e-12)
+            nats = _core.cross_entropy(x, weight, bias, targets, 1.0, None, None, None, None, threads)
+            np.testing.assert_allclose(nats, losses(x, weight, bias, targets, 1.0)[0], rtol=0, atol=1e-12)
+
+
+def test_a_searcher_keeps_its_arrays_and_serves_several_threads():
+    rng = np.random.default_rng(12)
+    weight, bias = rng.standard_normal((900, 40), dtype=np.float32), rng.standard_normal(900, dtype=np.float32)
+    none = np.empty(0, np.int32)
+    inputs = [rng.standard_normal((n, 40), dtype=np.float32) for n in (1, 40, 90)]
+    want = [_core.TopSymbols(weight.copy(), bias.copy(), len(x), None).find(x, 4, none)[0] for x in inputs]
+    for rows in (1, 50):
+        searcher = _core.TopSymbols(weight.copy(), bias.copy(), rows, None)  # the only one to hold them
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda x, top=searcher: top.find(x, 4, none)[0], inputs * 20))
+        for got, ids in zip(found, want * 20, strict=True):
+            np.testing.assert_array_equal(got, ids)
 
 
 @isas
@@ -185,7 +228,9 @@ def test_of_equal_symbols_the_lower_come_first(isa):
     with kernels(isa):
         for threads in (1, 2, 3):
             for rows in (1, len(x)):
-                found, _ = _core.TopSymbols(weight, None, rows, threads).find(x, 20, np.empty(0, np.int32))
+                found, _ = _core.TopSymbols(weight, None, rows, _core.Memory(), threads).find(
+                    x, 20, np.empty(0, np.int32)
+                )
                 np.testing.assert_array_equal(found, want)
 
 
@@ -195,7 +240,7 @@ def test_top_symbols_of_nan_and_infinity(isa):
     with kernels(isa):
         for value in (np.nan, np.inf, -np.inf):
             weight[17, 1] = value
-            top = _core.TopSymbols(weight, None, 1)
+            top = _core.TopSymbols(weight, None, 1, None)
             _, log_p = top.find(np.array([[1, 1], [1, 0]], np.float32), 3, np.empty(0, np.int32))
             assert np.isnan(log_p[1]).all()  # 0 times either
             assert np.isnan(log_p[0]).all() or value == -np.inf
@@ -204,7 +249,7 @@ def test_top_symbols_of_nan_and_infinity(isa):
 
 
 def test_no_rows():
-    assert [part.shape for part in _core.TopSymbols(np.ones((3, 2), "f"), None, 0).find(
+    assert [part.shape for part in _core.TopSymbols(np.ones((3, 2), "f"), None, 0, None).find(
         np.ones((0, 2), "f"), 2, np.empty(0, np.int32))] == [(0, 2), (0, 2)]  # fmt: skip
     weight, bias = np.ones((3, 2), "f"), np.ones(3, "f")
     nats, dx, dweight, dbias = fused(np.ones((0, 2), "f"), weight, bias, np.zeros(0, np.int32))
@@ -230,7 +275,7 @@ def test_what_is_wrong_is_refused():
             _core.cross_entropy(*bad, np.zeros(6, np.int32), 1.0, None, None, None, None)
     with pytest.raises(ValueError, match="targets"):
         _core.cross_entropy(x, weight, bias, np.zeros(6, np.int64), 1.0, None, None, None, None)
-    none, top = np.empty(0, np.int32), _core.TopSymbols(weight, bias, 6)
+    none, top = np.empty(0, np.int32), _core.TopSymbols(weight, bias, 6, None)
     for arguments, what in (
         ((x, 0, none), "count out of range"),
         ((x, 6, none), "count out of range"),
@@ -245,9 +290,9 @@ def test_what_is_wrong_is_refused():
             top.find(*arguments)
     for bad in ((weight[0], None), (weight, bias[:4]), (weight[:0], None), (weight.T, None)):
         with pytest.raises(ValueError, match="_core: "):
-            _core.TopSymbols(*bad, 1)
+            _core.TopSymbols(*bad, 1, None)
     with pytest.raises(TypeError, match="weight must be an array"):
-        _core.TopSymbols(None, None, 1)
+        _core.TopSymbols(None, None, 1, None)
 
 
 def part_of(rng, rows, columns, dtype, transposed):
@@ -268,14 +313,19 @@ def test_products(isa, dtype):
     eps = np.finfo(dtype).eps
     with kernels(isa):
         for i in range(150):
-            M, K, N = (int(n) for n in rng.integers((0, 0, 0), [(12, 40, 90), (90, 70, 60), (70, 1300, 80)][i % 3]))
+            M, K, N = (
+                int(n)
+                for n in rng.integers(
+                    (0, 0, 0), [(12, 40, 90), (90, 70, 60), (70, 1300, 80), (200, 50, 6), (9, 1, 9)][i % 5]
+                )
+            )
             a = part_of(rng, M, K, dtype, i % 2)
             b = part_of(rng, K, N, dtype, i // 2 % 2)
             out, add, threads = part_of(rng, M, N, dtype, False), bool(rng.integers(2)), int(rng.integers(1, 5))
             frame = out.base.copy()
             want = a.astype(np.longdouble) @ b.astype(np.longdouble) + (out if add else 0)
             size = (np.abs(a) @ np.abs(b)).max(initial=1) + np.abs(out).max(initial=0)
-            _core.product(a, b, out, add, _core.Memory(), threads)
+            _core.product(a, b, out, add, threads)
             assert np.abs(out - want).max(initial=0) <= 8 * eps * size, (M, K, N, add, threads)
             out[...] = 0
             assert np.array_equal(np.isnan(out.base), np.isnan(frame))  # nothing around it was written

@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[Function | tuple[Function, Function], ...]] = {
     "decoder, forward": ((Decoder._run, LSTM.forward),),
     "decoder, backward": ((Decoder.backward, LSTM.backward),),
     "attention": (Attention.prepare, Attention.forward, Attention.backward, Attention.prepare_backward),
-    "combine": (Combine.join, Combine.join_backward),
+    "combine": (Combine.forward, Combine.backward),
     "loss": (Output.loss,),
     "dropout": (Dropout.forward, Dropout.backward),
     "zero gradients": (Seq2Seq._zero_grads_before,),

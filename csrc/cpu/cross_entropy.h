@@ -100,7 +100,7 @@ class CrossEntropyPass {
       const bool counts = a.targets[row + r] >= 0;
       static_cast<T*>(a.tops)[r] = softmax.top;
       static_cast<T*>(a.factors)[r] = counts ? T(a.scale / softmax.sum) : T(0);
-      static_cast<T*>(a.nats)[row + r] = counts ? T(-softmax.log_p(static_cast<T*>(a.target_logits)[r])) : T(0);
+      static_cast<T*>(a.nats)[row + r] = counts ? T(softmax.nats(static_cast<T*>(a.target_logits)[r])) : T(0);
     }
   }
 

@@ -74,17 +74,14 @@ class ForwardLayer {
       for (int64_t block = u; block < u + n; block++) pack_bias(block);
     }
     for (int64_t j = projections.begin; a.packing == Packing::now && j < projections.end; j++) {
-      pack_rows(projection_rows(j), state_panels.nv(j), a.hidden_size, projection_panel(j));
+      pack_transposed(projection_rows(j), a.hidden_size, state_panels.nv(j), projection_panel(j));
     }
   }
 
  private:
-  void pack_input(int64_t u) { pack_rows(input_rows(u), group_size(u) * Cell::kGates, a.input_size, x_panel(u)); }
+  void pack_input(int64_t u) { pack_transposed(input_rows(u), a.input_size, group_size(u) * Cell::kGates, x_panel(u)); }
   void pack_recurrent(int64_t u) {
-    pack_rows(recurrent_rows(u), group_size(u) * Cell::kGates, a.state_size, h_panel(u));
-  }
-  static void pack_rows(const MatrixRows<T>& rows, int nv, int64_t k_size, T* panel) {
-    for (int v = 0; v < nv; v++) pack_transposed(rows.row[v], rows.stride, rows.valid[v], k_size, nv, v, panel);
+    pack_transposed(recurrent_rows(u), a.state_size, group_size(u) * Cell::kGates, h_panel(u));
   }
 
   // Every slot's bias: b_ih where W_ih feeds it, b_hh where W_hh does.

@@ -71,6 +71,19 @@ struct MatrixRows {
   int64_t stride;
 };
 
+// `count` rows of a matrix from `first` on.
+template <class T>
+FASTRNN_INLINE MatrixRows<T> matrix_rows(const T* first, int64_t stride, int64_t count) {
+  constexpr int64_t w = kWidth<T>;
+  MatrixRows<T> rows;
+  rows.stride = stride;
+  for (int64_t v = 0; v * w < count; v++) {
+    rows.row[v] = first + v * w * stride;
+    rows.valid[v] = min(w, count - v * w);
+  }
+  return rows;
+}
+
 template <class T>
 struct Panel {
   const T* data;  // [k][nv][width]
@@ -351,6 +364,11 @@ void pack_transposed(const T* rows, int64_t row_stride, int64_t valid, int64_t k
     transpose<T>(square);
     for (int64_t i = 0; i < n; i++) store(panel + ((k + i) * nv + v) * w, square[i]);
   }
+}
+
+template <class T>
+void pack_transposed(const MatrixRows<T>& rows, int64_t k_size, int nv, T* panel) {
+  for (int v = 0; v < nv; v++) pack_transposed(rows.row[v], rows.stride, rows.valid[v], k_size, nv, v, panel);
 }
 
 // Row k of a packed panel [k][nv][width]: `columns` (<= nv * width) numbers, zero-padded.

@@ -100,7 +100,7 @@ struct LogitArgs {
   // scratch
   int64_t chunk_rows;  // taken at a time
   void* running;       // [threads][chunk_rows][2][W]
-  void* panels;        // for each thread panels_size of its own
+  void* panels;        // for each thread panels of its own: panels_size, or, without gradients, a single one
 };
 
 struct CrossEntropyArgs : LogitArgs {
@@ -130,8 +130,9 @@ struct TopSymbolsArgs : LogitArgs {
 // A product of matrices; see Product in fastrnn.h.
 constexpr int64_t kProductPiece = 512;  // of its sums, at most, for which there is scratch
 struct ProductArgs : Product {
+  bool split_rows;  // threads split the rows of out, not its columns: where a is transposed, or columns are few
   // scratch
-  void* panels;  // all columns of a piece, or, where a is not transposed, 4 vectors of them for each thread
+  void* panels;  // all columns of a piece; columns split: a panel for each thread
   void* tiles;   // where a is transposed, for each thread product_tiles_size of its rows
 };
 
@@ -149,13 +150,14 @@ struct CellKernels {
 
 struct Kernels {
   int width;
+  int panel_vectors;                                         // at most
   CellKernels cells[kCellTypes];                             // by CellType
   int64_t (*columns_size)(int64_t x, int64_t h, int64_t m);  // elements a row of BackwardArgs::columns
   int64_t (*tiles_size)(int64_t rows);                       // elements a thread of BackwardArgs::outer_tiles
   void (*cross_entropy)(const CrossEntropyArgs&, Team&, int tid);
   void (*pack_symbols)(const LogitArgs&, void* packed, Team&, int tid);
   void (*top_symbols)(const TopSymbolsArgs&, Team&, int tid);
-  int64_t (*panels_size)(int64_t input_size);  // elements a thread of LogitArgs::panels
+  int64_t (*panels_size)(int64_t input_size);  // elements a thread of CrossEntropyArgs::panels
   int64_t (*dlogits_size)(int64_t rows);       // and of CrossEntropyArgs::dlogits
   void (*product)(const ProductArgs&, Team&, int tid);
   int64_t (*product_tiles_size)(int64_t rows, int64_t k_size);  // elements

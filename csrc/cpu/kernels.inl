@@ -29,6 +29,7 @@ constexpr CellKernels cell_kernels() {
 template <class T>
 constexpr Kernels kernels() {
   return {kWidth<T>,
+          kMaxVectors,
           {cell_kernels<T, LstmCell>(), cell_kernels<T, GruCell>(), cell_kernels<T, RnnTanhCell>(),
            cell_kernels<T, RnnReluCell>()},
           &WeightGradients<T, LstmCell<SimdMath<T>>>::columns_size,

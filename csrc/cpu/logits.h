@@ -19,8 +19,6 @@ class Logits {
  public:
   static constexpr int64_t kColumns = kMaxVectors * w;  // of a panel at most
 
-  static int64_t panel_size(const LogitArgs& args) { return kColumns * args.input_size; }
-
   // panel: room for one, if there are no packed ones.
   Logits(const LogitArgs& args, Team& team, int tid, T* panel)
       : a(args),
@@ -92,7 +90,8 @@ class Logits {
   struct Softmax {
     T top;
     double sum;
-    double log_p(T logit) const { return double(logit) - (double(top) + __builtin_log(sum)); }
+    // Two logits first: large ones would take the digits of the sum.
+    double nats(T logit) const { return __builtin_log(sum) - (double(logit) - double(top)); }
   };
   Softmax softmax(int64_t r) const {
     Vec<T> lanes = Math::set1(kLowest);
@@ -109,20 +108,9 @@ class Logits {
 
  private:
   MatrixRows<T> panel_rows(int64_t p) const {
-    MatrixRows<T> rows;
-    rows.stride = a.input_size;
-    for (int v = 0; v < panels.nv(p); v++) {
-      rows.row[v] = weight_row(first_symbol(p) + v * w);
-      rows.valid[v] = min(w, panels.columns(p) - v * w);
-    }
-    return rows;
+    return matrix_rows(weight_row(first_symbol(p)), a.input_size, panels.columns(p));
   }
-  void pack(int64_t p, T* to) const {
-    const MatrixRows<T> rows = panel_rows(p);
-    for (int v = 0; v < panels.nv(p); v++) {
-      pack_transposed(rows.row[v], rows.stride, rows.valid[v], a.input_size, panels.nv(p), v, to);
-    }
-  }
+  void pack(int64_t p, T* to) const { pack_transposed(panel_rows(p), a.input_size, panels.nv(p), to); }
   template <class Pointer>
   Pointer packed_panel(Pointer packed, int64_t p) const {
     return packed + first_own * a.input_size + panels.offset(p, a.input_size);

@@ -45,7 +45,6 @@ class Pass {
     layout = Layout();
     parts.clear();
     add(args.running, threads * args.chunk_rows * 2 * kernels.width);
-    if (!args.packed) add(args.panels, threads * kernels.panels_size(args.input_size));
   }
 
   // Scratch of so many numbers, there when the kernel runs.
@@ -73,36 +72,41 @@ class Pass {
   std::vector<Part> parts;
 };
 
-class PassTopSymbols final : public TopSymbols {
+class PackedTopSymbols final : public TopSymbols {
  public:
-  PassTopSymbols(Dtype dtype, int64_t symbols, int64_t input_size, const void* weight, const void* bias, int64_t rows,
-                 int max_threads)
-      : pass(dtype, symbols, input_size, weight, bias), threads(pass.threads_for(rows, max_threads)) {
+  PackedTopSymbols(const Pass<TopSymbolsArgs>& pass, int64_t rows, int max_threads,
+                   const std::shared_ptr<Memory>& memory)
+      : pass(pass), threads(pass.threads_for(rows, max_threads)), memory(memory) {
     if (rows < kPackedRows) return;
-    packed = acquire(size_t(pass.vectors * pass.kernels.width * input_size) * pass.element, nullptr);
+    packed = acquire(size_t(pass.vectors * pass.kernels.width * pass.args.input_size) * pass.element, memory);
     on_team(threads, [&](Team& team, int tid) { pass.kernels.pack_symbols(pass.args, packed.data(), team, tid); });
-    pass.args.packed = packed.data();
+    this->pass.args.packed = packed.data();
   }
 
-  void find(const void* x, int64_t rows, int64_t count, const uint8_t* never, int32_t* ids, double* log_p) override {
+  void find(const void* x, int64_t rows, int64_t count, const uint8_t* never, int32_t* ids,
+            double* log_p) const override {
     if (rows == 0) return;
-    TopSymbolsArgs& args = pass.args;
+    Pass<TopSymbolsArgs> call = pass;
+    TopSymbolsArgs& args = call.args;
     args.count = count;
     args.never = never;
     args.ids = ids;
     args.log_p = log_p;
-    pass.begin(x, rows, kMostRows, threads);
-    const int64_t listed = pass.threads * args.chunk_rows * count;
-    pass.add(args.best, listed);
-    pass.add(args.best_ids, listed);  // in half the room, where numbers have 8 bytes
-    pass.run(pass.kernels.top_symbols, memory);
+    call.begin(x, rows, kMostRows, threads);
+    if (!args.packed && !args.few_rows) {
+      call.add(args.panels, threads * call.kernels.panel_vectors * call.kernels.width * args.input_size);
+    }
+    const int64_t listed = threads * args.chunk_rows * count;
+    call.add(args.best, listed);
+    call.add(args.best_ids, listed);  // in half the room, where numbers have 8 bytes
+    call.run(call.kernels.top_symbols, memory);
   }
 
  private:
   Pass<TopSymbolsArgs> pass;
   const int threads;  // each has its panels
+  const std::shared_ptr<Memory> memory;
   Buffer packed;
-  std::shared_ptr<Memory> memory = std::make_shared<Memory>();
 };
 
 }  // namespace
@@ -133,6 +137,7 @@ void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shar
     most = std::clamp(int64_t(problem.logit_bytes / (size_t(logits) * pass.element)), kLeastRows, kMostRows);
   }
   pass.begin(problem.x, problem.rows, most, pass.threads_for(problem.rows, max_threads));
+  pass.add(args.panels, pass.threads * pass.kernels.panels_size(problem.input_size));
   pass.add(args.target_logits, args.chunk_rows);
   pass.add(args.tops, args.chunk_rows);
   pass.add(args.factors, args.chunk_rows);
@@ -146,8 +151,10 @@ void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shar
 }
 
 std::unique_ptr<TopSymbols> make_top_symbols(Dtype dtype, int64_t symbols, int64_t input_size, const void* weight,
-                                             const void* bias, int64_t rows, int max_threads) {
-  return std::make_unique<PassTopSymbols>(dtype, symbols, input_size, weight, bias, rows, max_threads);
+                                             const void* bias, int64_t rows, int max_threads,
+                                             const std::shared_ptr<Memory>& memory) {
+  return std::make_unique<PackedTopSymbols>(Pass<TopSymbolsArgs>(dtype, symbols, input_size, weight, bias), rows,
+                                            max_threads, memory);
 }
 
 }  // namespace fastrnn

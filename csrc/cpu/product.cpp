@@ -11,11 +11,10 @@ namespace fastrnn {
 namespace {
 
 constexpr double kFlopsPerThread = 2e5;
-constexpr int64_t kPanelVectors = 4;  // kMaxVectors of gemm.h
 
 }  // namespace
 
-void product(const Product& problem, int max_threads, const std::shared_ptr<Memory>& memory) {
+void product(const Product& problem, int max_threads) {
   const Kernels& kernels = kernels_in_use(problem.dtype);
   const size_t element = problem.dtype == Dtype::float32 ? 4 : 8;
   if (problem.k_size == 0 && !problem.add) {
@@ -25,23 +24,25 @@ void product(const Product& problem, int max_threads, const std::shared_ptr<Memo
   }
   if (problem.rows == 0 || problem.columns == 0 || problem.k_size == 0) return;
   const int64_t vectors = (problem.columns + kernels.width - 1) / kernels.width;
-  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const int64_t panels = (vectors + kernels.panel_vectors - 1) / kernels.panel_vectors;
   const double flops = 2.0 * double(problem.rows) * double(problem.columns) * double(problem.k_size);
-  const double parts = double(problem.a_transposed ? problem.rows : panels);
+  const bool split_rows = problem.a_transposed || (panels < max_threads && problem.rows >= kPackedRows);
+  const double parts = double(split_rows ? problem.rows : panels);
   const int threads = int(std::max(1.0, std::min({double(max_threads), parts, flops / kFlopsPerThread})));
 
   ProductArgs args{};
   static_cast<Product&>(args) = problem;
+  args.split_rows = split_rows;
   const int64_t piece = std::min(problem.k_size, kProductPiece);
-  const int64_t packed = problem.a_transposed ? vectors : threads * kPanelVectors;
+  const int64_t packed = split_rows ? vectors : int64_t(threads) * kernels.panel_vectors;
   Layout layout;
-  const size_t panels_at = layout.add(size_t(packed * kernels.width * piece) * element), tiles_at = layout.size();
+  const size_t panels_at = layout.add(size_t(packed * kernels.width * piece) * element);
+  size_t tiles_at = 0;
   if (problem.a_transposed) {
     const int64_t rows = (problem.rows + threads - 1) / threads;
-    layout.add(size_t(threads * kernels.product_tiles_size(rows, piece)) * element);
+    tiles_at = layout.add(size_t(threads * kernels.product_tiles_size(rows, piece)) * element);
   }
-  if (memory) memory->note(layout.size());
-  const Buffer buffer = acquire(layout.size(), memory);
+  const Buffer buffer = acquire(layout.size(), nullptr);
   args.panels = at(buffer.data(), panels_at);
   args.tiles = at(buffer.data(), tiles_at);
   on_team(threads, [&](Team& team, int tid) { kernels.product(args, team, tid); });

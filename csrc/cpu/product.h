@@ -1,9 +1,9 @@
 // out = a b, or out += a b, of row-major matrices, either of which may be transposed: the product of the library for
 // what is no layer. A BLAS beside it would have threads of its own, which wait on the cores where these work.
 //
-// Where a stands as it is, threads split the columns of b, and each packs its own panels, or, for few rows, reads b as
-// it stands. A transposed a is packed into tiles, too: threads split its rows and pack the panels together. Sums are
-// cut into pieces of at most kProductPiece.
+// Mostly threads split the columns of b, and each packs its own panels, or, for few rows, reads b as it stands. A
+// transposed a is packed into tiles, too: threads then split its rows and pack the panels together, as they do where
+// there are too few columns. Sums are cut into pieces of at most kProductPiece.
 #pragma once
 
 #include "cpu/layer.h"
@@ -15,16 +15,17 @@ template <class T>
 class ProductPass {
   static constexpr int w = kWidth<T>;
   static constexpr int kTileRows = best_rows(kMaxVectors, kMaxVectors* w, w);
-  using Tiles = PackedRows<T, kTileRows>;
 
  public:
+  using Tiles = PackedRows<T, kTileRows>;
+
   ProductPass(const ProductArgs& args, Team& team, int tid)
       : a(args), team(team), tid(tid), panels{a.columns}, rows(share(a.rows, team, tid)) {}
 
   void run() {
     const EvenParts pieces(a.k_size, kProductPiece);
     for (int64_t i = 0, k = 0; i < pieces.count; k += pieces.size(i), i++) {
-      a.a_transposed ? by_rows(k, pieces.size(i)) : by_columns(k, pieces.size(i));
+      a.split_rows ? by_rows(k, pieces.size(i)) : by_columns(k, pieces.size(i));
     }
   }
 
@@ -54,11 +55,20 @@ class ProductPass {
     const Range own = share(panels.count(), team, tid);
     T* const all = static_cast<T*>(a.panels);
     for (int64_t j = own.begin; j < own.end; j++) pack_panel(j, k, n, all + panels.offset(j, n));
-    T* const tiles = static_cast<T*>(a.tiles) + tid * Tiles::size(share_of_most(), min(a.k_size, kProductPiece));
-    pack_rows(k, n, tiles);
+    T* tiles = nullptr;
+    if (a.a_transposed) {
+      tiles = static_cast<T*>(a.tiles) + tid * Tiles::size(share_of_most(), min(a.k_size, kProductPiece));
+      pack_rows(k, n, tiles);
+    }
     team.barrier(tid);
     for (int64_t j = 0; j < panels.count(); j++) {
-      multiply(Tiles{tiles, n}, rows, k, n, j, {all + panels.offset(j, n), panels.nv(j), nullptr});
+      const Panel<T> columns{all + panels.offset(j, n), panels.nv(j), nullptr};
+      if (a.a_transposed) {
+        multiply(Tiles{tiles, n}, rows, k, n, j, columns);
+      } else {
+        multiply(Rows<T>{static_cast<const T*>(a.a) + rows.begin * a.a_stride + k, a.a_stride, 1, 0}, rows, k, n, j,
+                 columns);
+      }
     }
     team.barrier(tid);
   }
@@ -66,22 +76,13 @@ class ProductPass {
 
   // Columns j of a transposed b, which are rows of it, from k on.
   MatrixRows<T> b_rows(int64_t j, int64_t k) const {
-    MatrixRows<T> found;
-    found.stride = a.b_stride;
-    for (int v = 0; v < panels.nv(j); v++) {
-      found.row[v] = static_cast<const T*>(a.b) + (panels.first_column(j) + v * w) * a.b_stride + k;
-      found.valid[v] = min(w, panels.columns(j) - v * w);
-    }
-    return found;
+    return matrix_rows(static_cast<const T*>(a.b) + panels.first_column(j) * a.b_stride + k, a.b_stride,
+                       panels.columns(j));
   }
 
   void pack_panel(int64_t j, int64_t k, int64_t n, T* panel) const {
     const int nv = panels.nv(j);
-    if (a.b_transposed) {
-      const MatrixRows<T> from = b_rows(j, k);
-      for (int v = 0; v < nv; v++) pack_transposed(from.row[v], from.stride, from.valid[v], n, nv, v, panel);
-      return;
-    }
+    if (a.b_transposed) return pack_transposed(b_rows(j, k), n, nv, panel);
     const T* from = static_cast<const T*>(a.b) + k * a.b_stride + panels.first_column(j);
     for (int64_t i = 0; i < n; i++) pack_row(from + i * a.b_stride, panels.columns(j), nv, panel + i * nv * w);
   }
@@ -119,13 +120,13 @@ class ProductPass {
   Team& team;
   const int tid;
   const ColumnPanels<T> panels;
-  const Range rows;  // of a transposed a, this thread's
+  const Range rows;  // this thread's, where they are split
 };
 
 // Elements of ProductArgs::tiles for a thread.
 template <class T>
 int64_t product_tiles_size(int64_t rows, int64_t k_size) {
-  return PackedRows<T, best_rows(kMaxVectors, kMaxVectors * kWidth<T>, kWidth<T>)>::size(rows, k_size);
+  return ProductPass<T>::Tiles::size(rows, k_size);
 }
 
 template <class T>

@@ -18,7 +18,8 @@ class TopSymbolsPass {
       : a(args),
         team(team),
         tid(tid),
-        logits(args, team, tid, a.packed ? nullptr : static_cast<T*>(a.panels) + tid * Logits<T>::panel_size(a)) {}
+        logits(args, team, tid,
+               a.panels ? static_cast<T*>(a.panels) + tid * Logits<T>::kColumns * a.input_size : nullptr) {}
 
   void run() {
     for (int64_t row = 0; row < a.rows; row += a.chunk_rows) {
@@ -91,7 +92,7 @@ class TopSymbolsPass {
     const auto softmax = logits.softmax(r);
     for (int64_t i = 0; i < a.count; i++) {
       a.ids[(row + r) * a.count + i] = best.ids[i];
-      a.log_p[(row + r) * a.count + i] = softmax.log_p(best.logits[i]);
+      a.log_p[(row + r) * a.count + i] = -softmax.nats(best.logits[i]);
     }
   }
 

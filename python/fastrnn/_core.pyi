@@ -129,21 +129,22 @@ def cross_entropy(
 def product(
     a: _Array,  # (M, K); each of these may be a part of a matrix, its rows further apart
     b: _Array,  # (K, N); a and b also the transpose of one
-    out: _Array,  # (M, N)
+    out: _Array,  # (M, N), which shares no memory with them
     add: bool = False,  # to what is there
-    memory: Memory | None = None,
     num_threads: int = 0,
 ) -> None:
     """out = a b, or out += a b, on the threads of the kernels."""
 
 class TopSymbols:
-    """The most probable symbols of rows, call after call with the same weights, which must not change meanwhile."""
+    """The most probable symbols of rows, call after call with the same weights: whether later changes of them count is
+    undefined."""
 
     def __init__(
         self,
         weight: _Array,  # (V, I)
         bias: _Array | None,  # (V,)
         rows: int,  # of most calls: for more than a few the weights are packed
+        memory: Memory | None,
         num_threads: int = 0,
     ) -> None: ...
     def find(
@@ -152,7 +153,7 @@ class TopSymbols:
         count: int,  # 1 to V
         never: _Array,  # int32 (M,): symbols that are not chosen
     ) -> tuple[_Array, _Array]:
-        """int32 (N, count): the symbols of largest x weightᵀ + bias, best first, of equal ones the lower; and, float64,
+        """int32 (N, count): the symbols of largest x weightᵀ + bias, best first, of equal sums the lower; and, float64,
         their log softmax over all symbols. Where fewer can be chosen, the rest is 0 and -inf."""
 
 def multiply(dtype: str, arrays: list[_Array], factor: float) -> None:

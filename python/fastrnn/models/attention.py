@@ -23,7 +23,7 @@ _BLOCK = 1 << 20  # numbers T x S x size of additive attention made at a time
 
 @dataclass
 class Memory:
-    """The encoder's outputs, made ready for queries: rows first, but in memory still step by step."""
+    """The encoder's outputs, made ready for queries: rows first; as ``prepare`` makes them, in memory step by step."""
 
     values: np.ndarray  # (B, S, M)
     keys: np.ndarray  # (B, S, Q)

@@ -16,7 +16,7 @@ from .. import _core
 from ..arrays import HOST
 from . import attention
 from .attention import Attention, Memory
-from .nn import Dropout, Embedding, Layer, Linear, Output
+from .nn import Dropout, Embedding, Layer, Output
 from .products import add_outer, product
 
 State = Any  # of a recurrent layer: h, or the pair (h, c)
@@ -75,23 +75,29 @@ def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([product(*layer) for layer in zip(a, b, strict=True)])
 
 
-class Combine(Linear):
+class Combine(Layer):
     """What attention read joins the output of the decoder's layers::
 
         a = tanh(W [context; y] + b)
 
     Each half of W has a product of its own, so that contexts and outputs may stay where they were made. Contexts
-    (T, B, M) and their gradients are in memory row by row, as attention has them.
+    (T, B, M) and their gradients are in memory row by row, as attention has them. What stands past the end of a row is
+    computed, too: batches have rows of similar lengths, and to pick the tokens out first took longer.
+
+    W (H, M + H), b (H,), each U(-1/sqrt(M + H), 1/sqrt(M + H)) at first.
     """
 
     def __init__(self, memory_size: int, hidden: int, dtype: np.dtype, rng: np.random.Generator) -> None:
-        super().__init__(memory_size + hidden, hidden, dtype, rng)
+        super().__init__(HOST)
         self._memory_size = memory_size
+        bound = 1.0 / math.sqrt(memory_size + hidden)
+        for name, shape in (("weight", (hidden, memory_size + hidden)), ("bias", (hidden,))):
+            self._add(name, rng.uniform(-bound, bound, shape).astype(dtype))
 
     def _halves(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return matrix[:, : self._memory_size], matrix[:, self._memory_size :]
 
-    def join(self, contexts: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    def forward(self, contexts: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """a (T, B, H), of outputs y (T, B, H)."""
         of_contexts, of_outputs = self._halves(self.parameters["weight"])
         a = product(outputs, of_outputs.T)
@@ -99,7 +105,7 @@ class Combine(Linear):
         a += self.parameters["bias"]
         return np.tanh(a, out=a)
 
-    def join_backward(
+    def backward(
         self, contexts: np.ndarray, outputs: np.ndarray, a: np.ndarray, da: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The gradients of contexts and outputs."""
@@ -256,7 +262,7 @@ class Decoder:
     def _features(self, y: np.ndarray, memory: Memory | None, segment: _Segment) -> np.ndarray:
         if self.attend is not None and memory is not None and self.combine is not None:
             contexts, segment.read = self.attend.forward(y, memory)
-            joined = self.combine.join(contexts, y)
+            joined = self.combine.forward(contexts, y)
             segment.joined = contexts, y, joined
             y = joined
         return _taken(y, segment.rows)
@@ -279,7 +285,7 @@ class Decoder:
                 assert self.combine is not None
                 assert memory is not None
                 assert dmemory is not None
-                dcontexts, dy = self.combine.join_backward(*segment.joined, dy)
+                dcontexts, dy = self.combine.backward(*segment.joined, dy)
                 dy += self.attend.backward(segment.read, dcontexts, memory, dmemory)
             dx, dstate = self.stack.backward(segment.tape, dy, dstate)
             if self.input_feeding:
@@ -313,10 +319,11 @@ class Steps:
         return self._decoder.output.logits(self.features(tokens))
 
     def best(self, tokens: np.ndarray, count: int, never: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As ``search.Rows`` has it. The output layer's weights must stay as they are from the first call on."""
         output = self._decoder.output
         if self._symbols is None:
             self._symbols = output.searcher(len(tokens) * max(1, count // 2))  # half of the candidates go on
-        return self._symbols.find(self.features(tokens), min(count, len(output.weight)), never.astype(np.int32))
+        return self._symbols.find(self.features(tokens), min(count, len(output.weight)), never)
 
     def features(self, tokens: np.ndarray) -> np.ndarray:
         """What the output layer gets after these tokens (N,): (N, size)."""
@@ -332,7 +339,7 @@ class Steps:
             contexts, weights = decoder.attend.read(queries, self._memory)
             self.weights = weights.reshape(len(features), weights.shape[2])
             contexts = contexts.reshape(1, len(features), contexts.shape[2])
-            features = decoder.combine.join(contexts, features[None])[0]
+            features = decoder.combine.forward(contexts, features[None])[0]
         self._fed = features
         return features
 

@@ -168,7 +168,7 @@ class Output(Layer):
 
         On the CPU. It keeps no (N, V) numbers, and packs the weights once where there are enough rows.
         """
-        return _core.TopSymbols(self.weight, self.parameters["bias"], rows)
+        return _core.TopSymbols(self.weight, self.parameters["bias"], rows, self._memory)
 
     def nats(self, x: Any, targets: np.ndarray) -> Any:
         """The loss of each row, (N,)."""

@@ -5,18 +5,25 @@ NumPy's BLAS has threads of its own, which go on waiting on the cores where thos
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .. import _core
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a b, of (..., K) and (K, N); b may be the transpose of a matrix."""
+    """a b, of (..., K) and (K, N), of one dtype; b may be the transpose of a matrix."""
     out = np.empty((*a.shape[:-1], b.shape[1]), a.dtype)
-    _core.product(a.reshape(-1, a.shape[-1]), b, out.reshape(-1, b.shape[1]))
+    _core.product(_flat(a), b, _flat(out))
     return out
 
 
 def add_outer(gradient: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
     """gradient += dyᵀ x: what dy (..., O) and x (..., I) give of the gradient (O, I) of W in y = W x."""
-    _core.product(dy.reshape(-1, dy.shape[-1]).T, x.reshape(-1, x.shape[-1]), gradient, add=True)
+    _core.product(_flat(dy).T, _flat(x), gradient, add=True)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """(..., K) -> (N, K)."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])

@@ -20,8 +20,8 @@ class Rows(Protocol):
     def select(self, rows: np.ndarray) -> None: ...
     def best(self, tokens: np.ndarray, count: int, never: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A step, too: the ``count`` most probable tokens after these, or all if there are fewer, best first, of equal
-        ones the lower, and their log p, float64: (N, count). None of ``never``: where too few are left, the rest has a
-        log p of -inf."""
+        ones the lower, and their log p, float64: (N, count). None of ``never``, int32: where too few are left, the rest
+        has a log p of -inf."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ def search(
     of logits (N, V), in the place of a search (``beam`` 1).
     """
     state = _Search(limits, beam, n_best, Ranking() if ranking is None else ranking, end)
-    never = np.empty(0, np.int32) if never is None else never
+    never = np.empty(0, np.int32) if never is None else never.astype(np.int32)
     count = 1 if beam == 1 else 2 * beam
     if len(state.live) < len(limits):
         decoder.select(state.live)
     while len(state.live):
         if draw is None:
             tokens, log_p = decoder.best(state.tokens, count, never)
-            if not (log_p[:, 0] > -np.inf).all():  # of finite weights at least the end has more
+            if not (log_p[:, 0] > -np.inf).all():  # all -inf or NaN: the end, at least, may always be chosen
                 raise not_finite(where)
         else:
             tokens, log_p = _drawn(checked_step(where, decoder, state.tokens), never, draw)
