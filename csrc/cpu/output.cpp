@@ -1,6 +1,4 @@
 // The output layer: memory of a pass and its team of threads.
-#include <algorithm>
-
 #include "cpu/memory.h"
 #include "cpu/plan.h"
 #include "cpu/threads.h"
@@ -10,7 +8,6 @@ namespace fastrnn {
 
 namespace {
 
-constexpr double kFlopsPerThread = 2e5;
 constexpr int64_t kLeastRows = 64;  // fewer than that would read the weights too often
 constexpr int64_t kMostRows = 1024;
 
@@ -30,8 +27,7 @@ class Pass {
 
   // Threads worth using for so many rows.
   int threads_for(int64_t rows, int max_threads) const {
-    const double flops = 2.0 * double(rows) * double(args.symbols) * double(args.input_size);
-    return int(std::max(1.0, std::min({double(max_threads), double(vectors), flops / kFlopsPerThread})));
+    return threads_worth(2.0 * double(rows) * double(args.symbols) * double(args.input_size), vectors, max_threads);
   }
 
   // Begins a call for these rows, of which at most `most` are taken at a time.

@@ -108,13 +108,16 @@ int64_t Plan::last_row(int64_t r, bool reverse) const {
   return length == 0 ? -1 : offset(reverse ? 0 : length - 1) + r;
 }
 
+int threads_worth(double flops, int64_t parts, int most) {
+  return int(std::max(1.0, std::min({double(most), double(parts), flops / kFlopsPerThread})));
+}
+
 int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_len, int64_t batch, int most) {
   const double step =
       2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.state_size());
   const double input = 2.0 * double(batch) * double(problem.gates() * problem.hidden_size) * double(problem.input_size);
-  const double worth =
-      std::min(step / kFlopsPerStepAndThread, (step + input) * double(seq_len * problem.num_layers) / kFlopsPerThread);
-  return int(std::max(1.0, std::min({double(most), double(geometry.blocks), worth})));
+  const int by_step = int(std::max(1.0, std::min(double(most), step / kFlopsPerStepAndThread)));
+  return threads_worth((step + input) * double(seq_len * problem.num_layers), geometry.blocks, by_step);
 }
 
 bool split_rows(const Problem& problem, const Geometry& geometry, const Plan& plan, int threads) {

@@ -53,7 +53,10 @@ class Plan {
   std::vector<uint8_t> resets_;
 };
 
-// Threads worth using: no more than unit blocks, and enough work a step to pay for meeting.
+// Threads worth using, at most `most`, for a call of so many flops that splits into so many parts.
+int threads_worth(double flops, int64_t parts, int most);
+
+// The same for layers: no more than unit blocks, and enough work a step to pay for meeting.
 int threads_for(const Problem& problem, const Geometry& geometry, int64_t seq_len, int64_t batch, int most);
 
 // Whether threads should split the rows of the batch rather than the units: they then meet once a time chunk instead of

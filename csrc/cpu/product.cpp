@@ -8,12 +8,6 @@
 
 namespace fastrnn {
 
-namespace {
-
-constexpr double kFlopsPerThread = 2e5;
-
-}  // namespace
-
 void product(const Product& problem, int max_threads) {
   const Kernels& kernels = kernels_in_use(problem.dtype);
   const size_t element = problem.dtype == Dtype::float32 ? 4 : 8;
@@ -27,8 +21,7 @@ void product(const Product& problem, int max_threads) {
   const int64_t panels = (vectors + kernels.panel_vectors - 1) / kernels.panel_vectors;
   const double flops = 2.0 * double(problem.rows) * double(problem.columns) * double(problem.k_size);
   const bool split_rows = problem.a_transposed || (panels < max_threads && problem.rows >= kPackedRows);
-  const double parts = double(split_rows ? problem.rows : panels);
-  const int threads = int(std::max(1.0, std::min({double(max_threads), parts, flops / kFlopsPerThread})));
+  const int threads = threads_worth(flops, split_rows ? problem.rows : panels, max_threads);
 
   ProductArgs args{};
   static_cast<Product&>(args) = problem;
