@@ -99,10 +99,10 @@ class Sentences:
         >>> sentences = Sentences.of(np.array(ids, np.int32) for ids in ([3, 1, 4], [], [1, 5]))
         >>> len(sentences), sentences[2]
         (3, array([1, 5], dtype=int32))
-        >>> ids, lengths = sentences.batch(np.array([2, 0]), reverse=True)
+        >>> ids, lengths = sentences.batch(np.array([2, 0]))
         >>> ids.T
-        array([[5, 1, 0],
-               [4, 1, 3]], dtype=int32)
+        array([[1, 5, 0],
+               [3, 1, 4]], dtype=int32)
         >>> lengths
         array([2, 3])
     """
@@ -141,12 +141,11 @@ class Sentences:
         """A checksum of ids and lengths: the CRC-32 of the ids' bytes and then those of the lengths."""
         return zlib.crc32(self.lengths.data, zlib.crc32(self.ids.data))
 
-    def batch(self, rows: np.ndarray, *, reverse: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sentences as the columns of one array.
 
         Args:
             rows: integers (B,), which sentences, each from 0 to n - 1; one may come more than once.
-            reverse: turn each sentence around, within its length.
 
         Returns ids, int32 (T, B), C-contiguous, with T the longest length and 0 past the end of each, and lengths,
         int64 (B,).
@@ -159,7 +158,6 @@ class Sentences:
         begins, lengths = self.offsets[rows], self.lengths[rows]
         steps = np.arange(lengths.max(initial=0))[:, None]
         inside = steps < lengths
-        places = begins + (lengths - 1 - steps if reverse else steps)
         ids = np.zeros(inside.shape, np.int32)
-        ids[inside] = self.ids[places[inside]]
+        ids[inside] = self.ids[(begins + steps)[inside]]
         return ids, lengths
