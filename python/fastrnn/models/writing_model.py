@@ -103,8 +103,8 @@ class WritingModel(PairsModel):
 
 def _sampled(steps: Steps, inputs: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Inputs (T, B) of which this share is the most probable token after those before it; never the first one."""
-    inputs, own = inputs.copy(), rng.random(inputs.shape) < share
+    inputs, own, nothing = inputs.copy(), rng.random(inputs.shape) < share, np.empty(0, np.int32)
     for t in range(len(inputs) - 1):
-        logits = steps.step(inputs[t])
-        inputs[t + 1] = np.where(own[t + 1], logits.argmax(axis=1), inputs[t + 1])
+        tokens, _ = steps.best(inputs[t], 1, nothing)
+        inputs[t + 1] = np.where(own[t + 1], tokens[:, 0], inputs[t + 1])
     return inputs
