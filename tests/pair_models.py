@@ -23,7 +23,7 @@ TOLERANCE = {"rtol": 1e4 * EPS, "atol": 1e3 * EPS}  # of sums of some hundred pr
 
 def batch_of(model, pairs, rows=None):
     """Pairs side by side, all of them or these."""
-    ids = model._ids("t", pairs, model._read("t", "pairs", pairs), 99)
+    ids = model._ids("t", "pairs", pairs, model._read("t", "pairs", pairs), 99)
     return model._batch(*ids, np.arange(len(ids[1])) if rows is None else np.array(rows))
 
 

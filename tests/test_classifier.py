@@ -159,22 +159,23 @@ def test_wrong_options(options, error, message):
             (
                 lambda m: m.fit((LINES, [*LABELS[:-1], "y y"])),
                 ValueError,
-                f"{CALL}.fit: target: line 6 must have one label, got 2",
+                f"{CALL}.fit: train[1]: line 6 must have one label, got 2",
             ),
             (
                 lambda m: m.evaluate((LINES, ["", *LABELS[1:]])),
                 ValueError,
-                f"{CALL}.evaluate: target: line 1 must have one label, got 0",
+                f"{CALL}.evaluate: pairs[1]: line 1 must have one label, got 0",
             ),
             (
                 lambda m: m.score((LINES, [*LABELS[:2], "w", *LABELS[3:]])),
                 ValueError,
-                f"{CALL}.score: target: line 3 has the label 'w', which is none of the 3 that the model was built with",
+                f"{CALL}.score: pairs[1]: line 3 has the label 'w', which is none of the 3 that the model was "
+                "built with",
             ),
             (
                 lambda m: m.evaluate((LINES, [*LABELS[:5], "<eos>"])),
                 ValueError,
-                f"{CALL}.evaluate: target: line 6 has the label '<eos>', which is none of the 3 that the model was "
+                f"{CALL}.evaluate: pairs[1]: line 6 has the label '<eos>', which is none of the 3 that the model was "
                 "built with",
             ),
             (
@@ -216,7 +217,7 @@ def test_wrong_options(options, error, message):
             (
                 lambda m: m.predict(["a", "abc"], max_length=2),
                 ValueError,
-                f"{CALL}.predict: source: line 2 has 3 tokens, more than max_length=2",
+                f"{CALL}.predict: lines: line 2 has 3 tokens, more than max_length=2",
             ),
             (
                 lambda m: m.probabilities(LINES, batch_size=0),

@@ -240,7 +240,7 @@ NAN[3, 1] = np.nan
             (
                 lambda m: m.evaluate((VECTORS, LINES), max_length=4),
                 ValueError,
-                f"{CALL}.evaluate: target: line 5 has 5 tokens, more than max_length=4",
+                f"{CALL}.evaluate: pairs[1]: line 5 has 5 tokens, more than max_length=4",
             ),
             (
                 lambda m: m.generate(NAN),

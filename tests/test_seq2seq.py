@@ -150,7 +150,7 @@ def test_attention_is_in_the_order_of_the_line():
     model.fit(PAIRS, epochs=40, **RUN)
     lines = [f"{a} {b}" for a in WORDS for b in WORDS if a != b]
     first = [each[0].attention[0, :2].argmax() for each in model.translations(lines)]
-    steps = model._steps(*model._sentences("t", "source", lines, lines, 9).batch(np.arange(len(lines))))
+    steps = model._steps(*model._sentences("t", "lines", "source", lines, lines, 9).batch(np.arange(len(lines))))
     steps.step(np.full(len(lines), model._ends["target"]))
     assert first == [1 - place for place in steps.weights[:, :2].argmax(axis=1)]
 

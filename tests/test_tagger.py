@@ -144,22 +144,23 @@ CALL = "SequenceTagger"
             (
                 lambda m: m.fit((LINES, [*TAGS[:2], "y z x", *TAGS[3:]])),
                 ValueError,
-                f"{CALL}.fit: target: line 3 must have one tag for each of the 4 tokens of its source, got 3",
+                f"{CALL}.fit: train[1]: line 3 must have one tag for each of the 4 tokens of its source, got 3",
             ),
             (
                 lambda m: m.evaluate((LINES, [TAGS[0], "x", *TAGS[2:]])),
                 ValueError,
-                f"{CALL}.evaluate: target: line 2 must have one tag for each of the 0 tokens of its source, got 1",
+                f"{CALL}.evaluate: pairs[1]: line 2 must have one tag for each of the 0 tokens of its source, got 1",
             ),
             (
                 lambda m: m.score((LINES, [*TAGS[:2], "y w x <unk>", *TAGS[3:]])),
                 ValueError,
-                f"{CALL}.score: target: line 3 has the label 'w', which is none of the 3 that the model was built with",
+                f"{CALL}.score: pairs[1]: line 3 has the label 'w', which is none of the 3 that the model was "
+                "built with",
             ),
             (
                 lambda m: m.evaluate((["", " "], ["", ""])),
                 ValueError,
-                f"{CALL}.evaluate: target must have at least one label, got none",
+                f"{CALL}.evaluate: pairs[1] must have at least one label, got none",
             ),
             (
                 lambda m: m.tag([1]),
@@ -169,7 +170,7 @@ CALL = "SequenceTagger"
             (
                 lambda m: m.tag(["a b a"], max_length=2),
                 ValueError,
-                f"{CALL}.tag: source: line 1 has 3 tokens, more than max_length=2",
+                f"{CALL}.tag: lines: line 1 has 3 tokens, more than max_length=2",
             ),
             (
                 lambda m: SequenceTagger(hidden=0),
@@ -200,7 +201,7 @@ def test_a_file_is_named_by_its_line_and_both_counts(tmp_path):
 
 def test_tags_are_needed():
     model = tiny()
-    message = r"^SequenceTagger\.fit: target must have at least one label, got none$"
+    message = r"^SequenceTagger\.fit: train\[1\] must have at least one label, got none$"
     with pytest.raises(ValueError, match=message):
         model.fit((["", ""], ["", ""]))
     assert model.vocabularies == {}

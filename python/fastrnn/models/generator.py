@@ -140,8 +140,10 @@ class SequenceGenerator(WritingModel):
     def _vectors(self, where: str, name: str, given: Any) -> Vectors:
         return given if isinstance(given, Vectors) else Vectors.checked(where, name, given, self.features, self.dtype)
 
-    def _ids(self, where: str, pairs: Any, lines: tuple[Any, Any], max_length: int) -> tuple[Vectors, Sentences]:
-        return lines[0], self._sentences(where, "target", pairs[1], lines[1], max_length)
+    def _ids(
+        self, where: str, name: str, pairs: Any, lines: tuple[Any, Any], max_length: int
+    ) -> tuple[Vectors, Sentences]:
+        return lines[0], self._sentences(where, f"{name}[1]", "target", pairs[1], lines[1], max_length)
 
     # -- use -----------------------------------------------------------------------------------------------------------
 

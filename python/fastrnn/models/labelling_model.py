@@ -121,24 +121,28 @@ class LabellingModel(PairsModel):
 
     # -- pairs as ids --------------------------------------------------------------------------------------------------
 
-    def _ids(self, where: str, pairs: Any, lines: tuple[Any, Any], max_length: int) -> tuple[Sentences, Sentences]:
-        source = self._sentences(where, "source", pairs[0], lines[0], max_length)
-        target = Sentences.of(self._label_numbers(where, pairs[1], lines[1], self._counts(source)))
+    def _ids(
+        self, where: str, name: str, pairs: Any, lines: tuple[Any, Any], max_length: int
+    ) -> tuple[Sentences, Sentences]:
+        source = self._sentences(where, f"{name}[0]", "source", pairs[0], lines[0], max_length)
+        target = Sentences.of(self._label_numbers(where, f"{name}[1]", pairs[1], lines[1], self._counts(source)))
         if not len(target.ids):
-            raise ValueError(f"{where}: target must have at least one label, got none")
+            raise ValueError(f"{where}: {name}[1] must have at least one label, got none")
         return source, target
 
-    def _label_numbers(self, where: str, given: Any, lines: list[str], counts: np.ndarray) -> Iterator[np.ndarray]:
+    def _label_numbers(
+        self, where: str, name: str, given: Any, lines: list[str], counts: np.ndarray
+    ) -> Iterator[np.ndarray]:
         vocabulary = self.vocabularies["target"]
         for number, (line, count) in enumerate(zip(lines, counts.tolist(), strict=True), 1):
             ids, words = vocabulary.encode(line), line.split()
             if len(ids) != count:
                 need = self._NEED.format(count=count)
-                raise line_error(where, "target", given, number, f"must have {need}, got {len(ids)}")
+                raise line_error(where, name, given, number, f"must have {need}, got {len(ids)}")
             if ids.min(initial=_FIRST) < _FIRST:
                 label = words[int((ids < _FIRST).argmax())]
                 raise line_error(
-                    where, "target", given, number,
+                    where, name, given, number,
                     f"has the label {label!r}, which is none of the {len(self.labels)} that the model was built with",
                 )  # fmt: skip
             yield ids - np.int32(_FIRST)
@@ -214,7 +218,7 @@ class LabellingModel(PairsModel):
         where = f"{type(self).__name__}.{call}"
         batch_size = check_size(where, "batch_size", batch_size)
         read = read_side(where, "lines", lines)
-        source = self._sentences(where, "source", lines, read, check_size(where, "max_length", max_length))
+        source = self._sentences(where, "lines", "source", lines, read, check_size(where, "max_length", max_length))
         counts = self._counts(source)
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:

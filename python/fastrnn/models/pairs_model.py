@@ -188,8 +188,11 @@ class PairsModel(Trainable):
         """Both sides, equally many, at least one."""
         return read_pairs(where, name, pairs)
 
-    def _sentences(self, where: str, side: str, given: Any, lines: Sequence[str], max_length: int) -> Sentences:
-        """The ids of each line with its end; ``given`` is the file or the list, for messages."""
+    def _sentences(
+        self, where: str, name: str, side: str, given: Any, lines: Sequence[str], max_length: int
+    ) -> Sentences:
+        """The ids of each line with its end; messages tell of the argument ``name`` or, if ``given`` is a file, of
+        that."""
         vocabulary, end = self.vocabularies[side], self._ends[side]
 
         def ids() -> Iterator[np.ndarray]:
@@ -198,7 +201,7 @@ class PairsModel(Trainable):
                 found[found == end] = UNKNOWN  # a word that is written like the end
                 if len(found) > max_length:
                     raise line_error(
-                        where, side, given, number, f"has {len(found)} tokens, more than max_length={max_length}"
+                        where, name, given, number, f"has {len(found)} tokens, more than max_length={max_length}"
                     )
                 yield np.append(self._in_order(side, found), np.int32(end))
 
@@ -208,11 +211,11 @@ class PairsModel(Trainable):
         """The tokens of a line in the order in which they are read."""
         return ids
 
-    def _ids(self, where: str, pairs: Any, lines: tuple[Any, Any], max_length: int) -> tuple[Any, Sentences]:
+    def _ids(self, where: str, name: str, pairs: Any, lines: tuple[Any, Any], max_length: int) -> tuple[Any, Sentences]:
         """Both sides as the model computes with them; a source has ``lengths`` and a ``crc`` as ``Sentences`` have."""
         source, target = (
-            self._sentences(where, name, given, side, max_length)
-            for name, given, side in zip(("source", "target"), pairs, lines, strict=True)
+            self._sentences(where, f"{name}[{i}]", side, pairs[i], lines[i], max_length)
+            for i, side in enumerate(("source", "target"))
         )
         return source, target
 
@@ -323,8 +326,8 @@ class PairsModel(Trainable):
         if not built:
             self._build_of(pairs)
         try:
-            source, target = self._ids(where, train, pairs, max_length)
-            ids = None if held_out is None else self._ids(where, valid, held_out, max_length)
+            source, target = self._ids(where, "train", train, pairs, max_length)
+            ids = None if held_out is None else self._ids(where, "valid", valid, held_out, max_length)
             self._begin(settings)
         except (ValueError, OSError):
             if not built:  # those of lines that are wrong are none to go on with
@@ -389,7 +392,7 @@ class PairsModel(Trainable):
             check_choice(where, "metrics", metric, self._METRICS)
         batch_size = check_size(where, "batch_size", batch_size)
         lines = self._read(where, "pairs", pairs)
-        ids = self._ids(where, pairs, lines, check_size(where, "max_length", max_length))
+        ids = self._ids(where, "pairs", pairs, lines, check_size(where, "max_length", max_length))
         return self._figures(lines, ids, metrics, batch_size, beam) | {"tokens": int(ids[1].lengths.sum())}
 
     def _figures(
@@ -416,7 +419,7 @@ class PairsModel(Trainable):
         self._built("score")
         batch_size = check_size(where, "batch_size", batch_size)
         lines = self._read(where, "pairs", pairs)
-        ids = self._ids(where, pairs, lines, check_size(where, "max_length", max_length))
+        ids = self._ids(where, "pairs", pairs, lines, check_size(where, "max_length", max_length))
         return -self._nats_of(*ids, batch_size)
 
     def _nats_of(self, source: Any, target: Sentences, batch_size: int) -> np.ndarray:

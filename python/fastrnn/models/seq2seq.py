@@ -219,7 +219,7 @@ class Seq2Seq(WritingModel):
         vocabularies = self._built(where.rpartition(".")[2])
         how = Decoding.of_options(where, beam, n_best, self.attention != "none", self._sampling, options)
         given, lines = lines, read_side(where, "lines", lines)
-        source = self._sentences(where, "source", given, lines, how.max_length)
+        source = self._sentences(where, "lines", "source", given, lines, how.max_length)
         limits = how.limits(source.lengths - 1)
         found: list[list[Translation]] = [[] for _ in lines]
         written = np.array([bool(line.strip()) for line in lines], bool)
