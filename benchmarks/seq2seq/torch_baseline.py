@@ -62,7 +62,7 @@ def make_trainer(name: str, data: Path, dropout: float = 0.0) -> Trainer:
     recipe = RECIPES[name]
     model, pairs = Seq2Seq(**recipe.model | {"dropout": dropout}), recipe.pairs(data)["train"]
     model.build(pairs)
-    source, target = model._ids("make_trainer", pairs, pairs, MAX_LENGTH)
+    source, target = model._ids("make_trainer", "pairs", pairs, pairs, MAX_LENGTH)
     batches = _Data(
         partial(model._batch, source, target), np.maximum(source.lengths, target.lengths), target.lengths,
         batch_size=recipe.training["batch_size"], max_tokens=None, seed=0, fingerprint=[], what="train pairs",
