@@ -177,25 +177,6 @@ def test_an_interrupted_epoch_decides_nothing(options, partial, step):
     assert seen[0] == seen[1]
 
 
-def test_a_state_of_the_first_versions_resumes():
-    """It has no averaging, no decay (a quarter at a plateau), and perhaps no rate after plateaus."""
-    run = SGD | {"schedule": "plateau"}
-    whole, model = tiny(), tiny()
-    history = whole.fit(TEXT, TEXT, epochs=4, **run | scripted(whole, Reporter()))
-    assert [record["lr"] for record in history] == [3.0, 3.0, 3.0, 0.75]
-    model.fit(TEXT, TEXT, epochs=2, **run | scripted(model, Reporter()))
-    data = model._training.data
-    for name in ("decay", "decay_after", "average"):
-        data["options"].pop(name)
-    for name in ("norms", "scale"):
-        data["progress"].pop(name)
-    run |= {"epochs": 4, "resume": True}
-    with pytest.raises(ValueError, match=r"resume needs the same decay=0\.25, got 0\.5"):
-        model.fit(TEXT, TEXT, **run, decay=0.5)
-    model.fit(TEXT, TEXT, **run | scripted(model, Reporter()))
-    assert weights_equal(model, whole)
-
-
 _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -286,16 +267,6 @@ def test_the_best_model_may_be_one_within_an_epoch(tmp_path):
     assert weights_equal(LanguageModel.load(tmp_path / "best"), best)
     model.fit(TEXT, TEXT, epochs=9, resume=True, **run | scripted(model, Reporter()))
     assert weights_equal(LanguageModel.load(tmp_path / "best"), model)  # 2.0
-
-
-def test_a_resume_without_the_lowest_loss_finds_it_in_the_history(tmp_path):
-    model = tiny()
-    model.fit(TEXT, TEXT, epochs=4, checkpoint=tmp_path, **SGD | scripted(model, Reporter()))
-    best = LanguageModel.load(tmp_path / "best")
-    for name in ("best", "threads"):
-        model._training.data.pop(name)
-    model.fit(TEXT, TEXT, epochs=6, resume=True, checkpoint=tmp_path, **SGD | scripted(model, Reporter()))
-    assert weights_equal(LanguageModel.load(tmp_path / "best"), best)
 
 
 def test_another_number_of_threads_is_told():

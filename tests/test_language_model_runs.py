@@ -268,36 +268,11 @@ def set_at(*keys):
     return change
 
 
-def save_version_1(folder, model, arrays):
-    """As the first versions saved a model."""
-    model.save(folder, training=False)
-    (folder / json.loads((folder / "model.json").read_text())["files"]["weights"]["name"]).unlink()
-    archive = folder / "weights-0123456789ab.npz"
-    np.savez(archive, **arrays)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    edit(folder, set_at("files", "weights", {"name": archive.name, "sha256": digest}))
-    edit(folder, set_at("version", 1))
-    data = json.loads((folder / "model.json").read_text())
-    del data["sha256"]
-    (folder / "model.json").write_text(json.dumps(data))
-
-
-def test_version_1_is_read_and_replaced(trained, tmp_path):
-    old = tiny()
-    old.build(TEXT)
-    save_version_1(tmp_path, old, old.state_dict())
-    assert weights_equal(LanguageModel.load(tmp_path), old)
-    trained.save(tmp_path)
-    assert weights_equal(LanguageModel.load(tmp_path), trained)
-    assert not list(tmp_path.glob("*.npz"))
-    assert json.loads((tmp_path / "model.json").read_text())["version"] == 2
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (set_at("format", "other"), "is not a fastrnn.LanguageModel"),
-        (set_at("version", 3), "must have version 1 or 2, got 3"),
+        (set_at("version", 3), "must have version 2, got 3"),
         (set_at("files", None), "files is missing"),
         (set_at("files", "weights", "sha256", "0" * 64), "truncated or changed"),
         (set_at("files", "weights", "name", "../weights-0123456789ab.safetensors"), "bad entry for 'weights'"),
@@ -420,16 +395,6 @@ def test_load_refuses_damaged_files(trained, tmp_path):
     for text in ("", "{", "[1]", "\udc80" * 3, "[" * 100_000):
         (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(ValueError, "model.json is damaged: not (JSON|a JSON object)")
-
-
-def test_load_never_unpickles(tmp_path):
-    model = tiny()
-    model.build(TEXT)
-    bad = np.empty(1, object)
-    bad[0] = os.system
-    save_version_1(tmp_path, model, {"embedding.weight": bad})
-    with pytest.raises(ValueError, match=r"weights-.*npz is damaged"):
-        LanguageModel.load(tmp_path)
 
 
 def test_load_refuses_what_is_no_safetensors_file(trained, tmp_path):

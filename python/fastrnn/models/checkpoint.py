@@ -5,8 +5,6 @@ rest of ``model.json`` itself. All new files are first written and synced in a t
 ends: a full disk shows before the model is touched. Renaming the new ``model.json`` over the old one is the only step
 that makes them current, and old archives go last. Whenever the machine stops, the folder holds either the old model or
 the new one, complete. What a killed process leaves in the temporary folder goes with the next write.
-
-The archives of version 1, NumPy's ``.npz``, are read too.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,8 +27,7 @@ from . import safetensors
 BEST = "best"  # folder of the best model of a training run, in that of the latest
 _INDEX = "model.json"
 _VERSION = 2
-_OLD_VERSION = 1
-_ARCHIVE = re.compile(r"(?P<role>[a-z]+)-(?P<digest>[0-9a-f]{12})(?P<suffix>\.safetensors|\.npz)")
+_ARCHIVE = re.compile(r"(?P<role>[a-z]+)-[0-9a-f]{12}\.safetensors")
 
 
 def write(
@@ -89,7 +85,7 @@ def _remove_archives(path: Path, kept: Container[str]) -> None:
 def read(
     where: str, folder: str | os.PathLike[str], kind: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-    """What ``write`` wrote, in this version or the one before.
+    """What ``write`` wrote.
 
     FileNotFoundError or a one-line ValueError, naming the file, for anything else.
     """
@@ -98,13 +94,11 @@ def read(
     data = _read_index(where, index)
     if data.pop("format", None) != kind:
         raise ValueError(f"{where}: {index} is not a {kind}")
-    if (version := data.pop("version", None)) not in (_OLD_VERSION, _VERSION):
+    if (version := data.pop("version", None)) != _VERSION:
         raise ValueError(
-            f"{where}: {index} must have version {_OLD_VERSION} or {_VERSION}, got {version!r}: "
-            "read it with the fastrnn that wrote it"
+            f"{where}: {index} must have version {_VERSION}, got {version!r}: read it with the fastrnn that wrote it"
         )
-    digest = data.pop("sha256", None)  # version 1 has none
-    if digest is not None and digest != digest_of({"format": kind, "version": version, **data}):
+    if data.pop("sha256", None) != digest_of({"format": kind, "version": version, **data}):
         raise ValueError(f"{where}: {index} is damaged: truncated, or changed by hand")
     files = data.pop("files", None)
     if not isinstance(files, dict):
@@ -141,14 +135,9 @@ def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np
         if sha256(file) != entry.get("sha256"):
             raise ValueError(f"{where}: {file_path} is not the file that {_INDEX} describes: truncated or changed")
         try:
-            return _load_npz(file) if match["suffix"] == ".npz" else safetensors.load(file)
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return safetensors.load(file)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {file_path} is damaged ({error})") from None
-
-
-def _load_npz(file: BinaryIO) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
 
 
 def digest_of(index: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ Everything is time-major: tokens are int32 ids (T, B), activations (T, B, size).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -72,8 +72,6 @@ class LanguageModel(NeuralModel):
         "level", "cell", "embedding", "hidden", "layers", "dropout", "tie", "seed", "min_frequency", "vocab_size",
         "proj_size", "skip", "dtype",
     )  # fmt: skip
-
-    _FIRST: ClassVar[dict[str, Any]] = {"min_frequency": 1, "vocab_size": 8192, "proj_size": 0, "skip": False}
 
     def __init__(
         self,

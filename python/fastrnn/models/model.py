@@ -26,7 +26,6 @@ class Model(ABC):
 
     _format: ClassVar[str]
     _config: ClassVar[tuple[str, ...]]
-    _FIRST: ClassVar[dict[str, Any]] = {}  # what the first models' configurations had not
     _VOCABULARIES: ClassVar[tuple[str, ...]] = ()  # their keys in model.json
 
     def __init__(self, seed: int | None) -> None:
@@ -82,7 +81,6 @@ class Model(ABC):
         config: Any = data.get("config")
         if not isinstance(config, dict):
             raise ValueError(f"{where}: {folder} is damaged: it has no config")
-        config = cls._FIRST | config
         try:
             model = cls._of_config(config, device)
             if model.config != config:

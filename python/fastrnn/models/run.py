@@ -102,7 +102,7 @@ class Run:
         if model._training is not None:
             trainer.restore(f"{type(model).__name__}.fit", model._training)
             self._saved = checkpoint is not None and Path(checkpoint, CSV).exists()
-            threads = model._training.data.get("threads")  # which the first runs had not
+            threads = model._training.data["threads"]
         else:
             model.history, threads = [], None
             if checkpoint is not None:

@@ -76,11 +76,6 @@ class Options:
                 raise ValueError(f"{where}: {name} is for optimizer='sgd', got optimizer={optimizer!r}")
         return options
 
-    @staticmethod
-    def of_first_runs(schedule: str) -> dict[str, Any]:
-        """Of the runs whose options did not have them."""
-        return {"decay": _DECAY.get(schedule, 1.0), "decay_after": 0, "average": None}
-
     @property
     def needs_valid(self) -> str | None:
         """The option that does, as messages call it."""

@@ -260,13 +260,9 @@ class Trainer:
             if difference is None:
                 carried = arrays("state")
                 parts = [carried[str(i)] for i in range(len(carried))]
-                kept = {"scale": 1.0, "norms": 0.0} | data["progress"]  # which the first runs had not
-                progress = {name: check("progress", name, kept[name]) for name, check in _PROGRESS.items()}
+                progress = {name: check("progress", name, data["progress"][name]) for name, check in _PROGRESS.items()}
                 self._check_place(**progress)
-                losses = [record["valid_loss"] for record in self.model.history if "valid_loss" in record]
-                best = min(losses, default=None)  # the first runs, all judged by it, had not stored it
-                if data.get("best") is not None:
-                    best = check_real("progress", "best", data["best"])
+                best = None if data["best"] is None else check_real("progress", "best", data["best"])
                 average = Average(self.model.parameters) if "average" in data else None
                 if average is not None:
                     average.load_state_dict({**data["average"], "state": arrays("average")})
@@ -305,10 +301,9 @@ class Trainer:
         if data["text"] != own:
             others = own[0] if own[0] != tokens else "others"
             return f"the same {self.data.what}: {tokens} tokens, got {others}"
-        kept = Options.of_first_runs(data["options"]["schedule"]) | data["options"]
         for name, value in self._all_options.items():
-            if kept[name] != value:
-                return f"the same {name}={kept[name]!r}, got {value!r}"
+            if (before := data["options"][name]) != value:
+                return f"the same {name}={before!r}, got {value!r}"
         if self.options.schedule == "cosine" and data["epochs"] != self.epochs:
             return f"the same epochs={data['epochs']} with schedule={self.options.schedule!r}, got {self.epochs}"
         return None
