@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import params, raised
-from fastrnn.models import LanguageModel, interpolation, kinds
+from fastrnn.models import LanguageModel, checkpoint, interpolation, kinds
 from fastrnn.models.interpolation import Interpolation
 from fastrnn.models.ngram_language_model import NgramLanguageModel
 from model_files import edit
@@ -217,14 +217,17 @@ def test_a_save_takes_the_place_of_the_old_one(mixture, parts, tmp_path):
     assert Interpolation.load(tmp_path).weights == [0.5, 0.5]
 
 
-def test_a_save_that_fails_leaves_the_old_one(mixture, parts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("written", [0, 1, 2])  # parts before the disk is full
+def test_a_save_that_fails_leaves_the_old_one(mixture, parts, tmp_path, monkeypatch, written):
     mixture.save(tmp_path)
-    old = folders(tmp_path)
+    old, write, calls = folders(tmp_path), checkpoint.write, itertools.count()
 
-    def fail(*_, **__):
-        raise OSError("disk full")
+    def until_full(*args):
+        if next(calls) == written:
+            raise OSError("disk full")
+        write(*args)
 
-    monkeypatch.setattr(parts[1], "save", fail)
+    monkeypatch.setattr(checkpoint, "write", until_full)
     with pytest.raises(OSError, match="disk full"):
         Interpolation(parts[:2]).save(tmp_path)
     assert folders(tmp_path) == old

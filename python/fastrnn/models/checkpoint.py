@@ -5,6 +5,9 @@ rest of ``model.json`` itself. All new files are first written and synced in a t
 ends: a full disk shows before the model is touched. Renaming the new ``model.json`` over the old one is the only step
 that makes them current, and old archives go last. Whenever the machine stops, the folder holds either the old model or
 the new one, complete. What a killed process leaves in the temporary folder goes with the next write.
+
+Models of a training run hold its name under ``run``. The best one of a run is in a folder of its own in that of the
+latest; beside one that is of another run, or of none, it counts for nothing, and goes with the next write.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 from . import safetensors
 
 BEST = "best"  # folder of the best model of a training run, in that of the latest
+RUN = "run"  # key of the name of the run that a model is of
 _INDEX = "model.json"
 _VERSION = 2
 _ARCHIVE = re.compile(r"(?P<role>[a-z]+)-[0-9a-f]{12}\.safetensors")
@@ -58,22 +62,36 @@ def write(
         os.replace(new_index, path / _INDEX)
         sync_folder(path)
     _remove_archives(path, {entry["name"] for entry in files.values()})
-
-
-def best_or_latest(folder: str | os.PathLike[str]) -> Path:
-    """Where the best model of a training run is, or the one that stands there alone."""
-    best = Path(folder, BEST)
-    return best if (best / _INDEX).is_file() else Path(folder)
-
-
-def remove_best(folder: str | os.PathLike[str]) -> None:
-    """That of an earlier run, of which a new one in ``folder`` knows nothing."""
-    best = Path(folder, BEST)
-    if (best / _INDEX).is_file():
+    best = path / BEST
+    if (best / _INDEX).is_file() and peek(best, RUN) != data.get(RUN):
         (best / _INDEX).unlink()  # first: without it the rest is no model
         _remove_archives(best, ())
         with suppress(OSError):  # others may have files there
             best.rmdir()
+
+
+def best_or_latest(folder: str | os.PathLike[str]) -> Path:
+    """Where the best model of a training run is, or the one that stands there alone."""
+    path, best = Path(folder), Path(folder, BEST)
+    if not (best / _INDEX).is_file() or ((path / _INDEX).is_file() and peek(best, RUN) != peek(path, RUN)):
+        return path
+    return best
+
+
+def peek(folder: Path, key: str) -> Any:
+    """What ``model.json`` has under a key, without a check; None where it has nothing, or cannot be read."""
+    try:
+        return _read_index("", folder / _INDEX).get(key)
+    except (ValueError, OSError):
+        return None
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Before long work whose result goes there: an OSError unless files can be made in it."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    with _beside(path / _INDEX):
+        pass
 
 
 def _remove_archives(path: Path, kept: Container[str]) -> None:

@@ -137,7 +137,7 @@ class Interpolation(TextModel):
         held_out_ids = None if valid is None else self._ids("fit", "valid", valid, 2, None)
         report = reporter(where, progress)
         if checkpoint is not None:
-            os.makedirs(checkpoint, exist_ok=True)  # a wrong path fails now, not after the search
+            files.make_folder(checkpoint)  # a wrong path fails now, not after the search
         begun = time.perf_counter()
         likelihood = _Likelihood(where, self._log_p(ids, batch_size))
         held_out = None if held_out_ids is None else _Likelihood(where, self._log_p(held_out_ids, batch_size))
@@ -163,7 +163,6 @@ class Interpolation(TextModel):
             report.close()
         self.weights, self.history = history[-1]["weights"], history
         if checkpoint is not None:
-            files.remove_best(checkpoint)
             self.save(checkpoint)
         return history
 
@@ -199,14 +198,12 @@ class Interpolation(TextModel):
         try:
             for model, part in zip(self.models, parts, strict=True):
                 model.save(path / part, training=training)
-        except BaseException:
-            for part in parts:
-                shutil.rmtree(path / part, ignore_errors=True)
-            raise
-        files.write(path, self._format, {"config": self.config, "parts": parts, "history": self.history}, {})
-        for entry in path.iterdir():
-            if _PART.fullmatch(entry.name) and entry.name not in parts:
-                shutil.rmtree(entry, ignore_errors=True)
+            files.write(path, self._format, {"config": self.config, "parts": parts, "history": self.history}, {})
+        finally:  # the folders that the model.json in place, the new one or the old one, does not name
+            named = files.peek(path, "parts")
+            for entry in path.iterdir():
+                if _PART.fullmatch(entry.name) and not (isinstance(named, list) and entry.name in named):
+                    shutil.rmtree(entry, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> Interpolation:

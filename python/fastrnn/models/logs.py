@@ -33,7 +33,7 @@ class Log:
 
     def write(self, history: list[dict[str, Any]]) -> None:
         """All records, of which the last is new. An OSError, naming the file, leaves ``log.csv`` as it was."""
-        checkpoint.replace_file(self._folder / CSV, lambda file: _write_csv(file, history))
+        self.write_csv(history)
         if not self._with_events:
             return
         try:
@@ -47,6 +47,9 @@ class Log:
         except OSError as error:
             self._with_events = False
             self._report(f"the run goes on without events for TensorBoard in {self._folder / TENSORBOARD}: {error}")
+
+    def write_csv(self, history: list[dict[str, Any]]) -> None:
+        checkpoint.replace_file(self._folder / CSV, lambda file: _write_csv(file, history))
 
     def close(self) -> None:
         """Every record is in its file already: nothing is lost when this fails."""

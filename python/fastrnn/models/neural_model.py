@@ -16,7 +16,7 @@ from .run import Settings
 from .schedules import Options
 from .text_model import Text, TextModel, cut
 from .trainable import Trainable
-from .training import Streams
+from .training import Streams, fingerprint
 
 _CHUNK = 256  # time steps a pass in evaluation: bounds the activations, changes no value
 
@@ -199,4 +199,5 @@ class NeuralModel(Trainable, TextModel):
             Streams(ids, batch_size, bptt),
             evaluate=None if held_out is None else lambda: self._figures(held_out, batch_size),
             sample=lambda: self.generate(max_new_tokens=100, temperature=0.8, seed=self.seed),
+            held_out=None if held_out is None else fingerprint(held_out),
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import remove_best
+from .checkpoint import make_folder
 from .ngram import NgramModel
 from .progress import reporter
 from .text_model import Text, TextModel, cut
@@ -99,7 +99,7 @@ class NgramLanguageModel(TextModel):
             self._check_text("fit", "valid", valid, least=2)
         report = reporter(where, progress)
         if checkpoint is not None:
-            os.makedirs(checkpoint, exist_ok=True)  # a wrong path fails now, not after the counting
+            make_folder(checkpoint)  # a wrong path fails now, not after the counting
         if self.vocabulary is None:
             self.build(train)
         vocabulary = self._built("fit")
@@ -115,7 +115,6 @@ class NgramLanguageModel(TextModel):
                 record |= {"valid_loss": result["loss"], "valid_perplexity": result["perplexity"]}
             self.history = [record]
             if checkpoint is not None:
-                remove_best(checkpoint)
                 self.save(checkpoint)
             figures = f"{self.num_parameters:,} n-grams"
             if "valid_perplexity" in record:

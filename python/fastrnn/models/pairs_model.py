@@ -341,7 +341,7 @@ class PairsModel(Trainable):
             batch_size=batch_size,
             max_tokens=max_tokens,
             seed=self._seeds["training"],
-            fingerprint=[int(target.lengths.sum()), target.crc(), int(source.lengths.sum()), source.crc()],
+            fingerprint=_fingerprint(source, target),
             what="train pairs",
             extra_options={
                 "label_smoothing": float(label_smoothing),
@@ -363,6 +363,7 @@ class PairsModel(Trainable):
             evaluate,
             lambda: f"{shown[0]}\n-> {self._answers(shown, 1, 1)[0]}",
             f"valid_{metric}",
+            None if ids is None else _fingerprint(*ids),
         )
 
     # -- use -----------------------------------------------------------------------------------------------------------
@@ -427,6 +428,10 @@ class PairsModel(Trainable):
         for rows in similar(np.maximum(source.lengths, target.lengths), batch_size):
             nats[rows] = self._nats(self._batch(source, target, rows))
         return nats
+
+
+def _fingerprint(source: Any, target: Sentences) -> list[int]:
+    return [int(target.lengths.sum()), target.crc(), int(source.lengths.sum()), source.crc()]
 
 
 def _end_of(name: str, vocabulary: Vocabulary) -> int:

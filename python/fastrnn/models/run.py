@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,9 @@ import numpy as np
 from ..checks import check_flag, check_real, check_size
 from ..threads import get_num_threads
 from . import checkpoint as files
-from .logs import CSV, Log
+from .logs import Log
 from .metrics import METRICS
-from .progress import Progress, reporter
+from .progress import Progress, Silent, reporter
 from .schedules import Options
 from .training import Trainer
 
@@ -64,12 +64,37 @@ class Settings:
             sample_every=None if sample_every is None else check_size(where, "sample_every", sample_every),
             checkpoint=_checked_path(where, checkpoint),
             resume=check_flag(where, "resume", resume),
-            report=reporter(where, progress),
+            report=_Unfailing(reporter(where, progress)),
         )
 
     def needs_valid(self, options: Options) -> str | None:
         """What of these or the options does, as messages call it."""
         return options.needs_valid or (None if self.patience is None else "patience")
+
+
+class _Unfailing:
+    """Says nothing more after an OSError: a full disk under a log, or a reader that is gone, ends no run."""
+
+    def __init__(self, report: Progress) -> None:
+        self._report: Progress = report
+
+    def start(self, total: int, title: str) -> None:
+        self._try(lambda: self._report.start(total, title))
+
+    def update(self, done: int, figures: str) -> None:
+        self._try(lambda: self._report.update(done, figures))
+
+    def message(self, text: str) -> None:
+        self._try(lambda: self._report.message(text))
+
+    def close(self) -> None:
+        self._try(self._report.close)
+
+    def _try(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except OSError:
+            self._report = Silent()
 
 
 def _checked_path(where: str, checkpoint: Any) -> str | os.PathLike[str] | None:
@@ -101,15 +126,15 @@ class Run:
         report, seconds, checkpoint = settings.report, settings.seconds, settings.checkpoint
         if model._training is not None:
             trainer.restore(f"{type(model).__name__}.fit", model._training)
-            self._saved = checkpoint is not None and Path(checkpoint, CSV).exists()
+            self._saved = checkpoint is not None and files.peek(Path(checkpoint), files.RUN) == model._run
             threads = model._training.data["threads"]
         else:
             model.history, threads = [], None
-            if checkpoint is not None:
-                files.remove_best(checkpoint)
-        if self._finished():
-            return model.history
         log = None if checkpoint is None else Log(checkpoint, report.message)
+        if self._finished():
+            if log is not None:  # of which the end may have cut off the last record
+                log.write_csv(model.history)
+            return model.history
         begun = time.monotonic()
         total = trainer.steps_per_epoch * trainer.epochs
         report.start(total, "training")
@@ -142,8 +167,7 @@ class Run:
                 model._training = trainer.state() if trainer.whole else None
                 if log is not None:
                     log.close()
-                with suppress(OSError):  # which would take the place of what ended the run
-                    report.close()
+                report.close()
         if interrupted():
             raise KeyboardInterrupt
         return model.history
@@ -175,6 +199,9 @@ class Run:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= patience
 
+    def _remedy(self, lr: float) -> str:
+        return f"try a lower lr (now {lr:g}) or clip (now {self.trainer.options.clip})"
+
     def _show_sample(self) -> None:
         assert self.sample is not None
         with self.trainer.averaged():
@@ -195,7 +222,7 @@ class Run:
                     trainer.whole = False  # nothing to go on from
                     raise FloatingPointError(
                         f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) valid has "
-                        f"{name} {figure}: try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
+                        f"{name} {figure}: {self._remedy(record['lr'])}"
                     )
             record |= {f"valid_{name}": figure for name, figure in found.items()}
             improved = trainer.best is None or self._signed(record[self.judge]) < self._signed(trainer.best)
@@ -207,6 +234,12 @@ class Run:
         if ended:
             trainer.end_epoch(self._losses())
         with trainer.averaged():
+            if not model._is_finite():
+                trainer.whole = False
+                raise FloatingPointError(
+                    f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) the weights are "
+                    f"not finite: {self._remedy(record['lr'])}"
+                )
             if improved:
                 # Before the other: a run that is cut off between the two repeats the epoch and finds it best again.
                 if checkpoint is not None:

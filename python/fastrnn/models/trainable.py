@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..arrays import HOST, Arrays
-from . import training
+from . import checkpoint, training
 from .model import Model
 from .run import Run, Settings
 from .schedules import Options
@@ -35,6 +35,7 @@ class Trainable(Model):
 
     _arrays: Arrays = HOST
     _training: training.State | None = None
+    _run: str | None = None  # name of the run that the weights are of
 
     # -- parameters ----------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,9 @@ class Trainable(Model):
         for name, array in own.items():
             self._arrays.write(array, uploaded[name])
 
+    def _is_finite(self) -> bool:
+        return all(np.isfinite(array).all() for array in self._downloaded().values())
+
     def _named_parameters(self) -> dict[str, Any]:
         return {
             f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.parameters.items()
@@ -104,9 +108,9 @@ class Trainable(Model):
             where = f"{type(self).__name__}.fit"
             raise ValueError(f"{where}: resume needs a model with training state: fitted before, or loaded with it")
         if settings.checkpoint is not None:
-            os.makedirs(settings.checkpoint, exist_ok=True)  # a wrong path fails now, not after an epoch
+            checkpoint.make_folder(settings.checkpoint)  # a wrong path fails now, not after an epoch
         if not settings.resume:
-            self._training = None
+            self._training, self._run = None, secrets.token_hex(8)
 
     def _fit(
         self,
@@ -116,20 +120,24 @@ class Trainable(Model):
         evaluate: Callable[[], dict[str, float]] | None,
         sample: Callable[[], str] | None,
         judge: str = "valid_loss",
+        held_out: list[int] | None = None,
     ) -> list[dict[str, Any]]:
-        """The rest of ``fit`` after ``_begin``, with weights in place; see ``Run`` for the arguments."""
-        trainer = training.Trainer(self, data, options, settings.epochs)
+        """The rest of ``fit`` after ``_begin``, with weights in place; see ``Run`` for the arguments. ``held_out`` is a
+        fingerprint of what ``evaluate`` evaluates."""
+        trainer = training.Trainer(self, data, options, settings.epochs, held_out)
         return Run(self, trainer, settings, evaluate, sample, judge).go()
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _contents(self, training: bool) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         archives = {"weights": self._downloaded()}
+        run = {} if self._run is None else {checkpoint.RUN: self._run}
         if not training or self._training is None:
-            return {}, archives
-        return {"training": self._training.data}, archives | {"training": self._training.arrays}
+            return run, archives
+        return run | {"training": self._training.data}, archives | {"training": self._training.arrays}
 
     def _set_contents(self, data: dict[str, Any], archives: dict[str, dict[str, np.ndarray]]) -> None:
         self.load_state_dict(archives.get("weights", {}))
+        self._run = data.get(checkpoint.RUN)
         if "training" in data:
             self._training = training.State(data["training"], archives.get("training", {}))

@@ -68,6 +68,11 @@ def streams(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs, targets
 
 
+def fingerprint(ids: np.ndarray) -> list[int]:
+    """That of a text, as ``Data`` has it."""
+    return [len(ids), zlib.crc32(np.ascontiguousarray(ids).data)]
+
+
 class Streams:
     """A text as ``batch_size`` contiguous streams side by side, ``bptt`` tokens a step: truncated backpropagation
     through time, from the state at the end of the step before."""
@@ -77,7 +82,7 @@ class Streams:
     def __init__(self, ids: np.ndarray, batch_size: int, bptt: int) -> None:
         self.inputs, self.targets = streams(ids, batch_size)
         self.options = {"batch_size": batch_size, "bptt": bptt}
-        self.fingerprint = [len(ids), zlib.crc32(np.ascontiguousarray(ids).data)]
+        self.fingerprint = fingerprint(ids)
         self.length, self.stride = len(self.inputs), bptt
 
     def tokens_before(self, epoch: int, position: int) -> int:
@@ -103,8 +108,11 @@ class Trainer:
     saved. The steps go on from weights of their own: ``exchange`` puts these in the averages' place, and back.
     """
 
-    def __init__(self, model: Trainable, data: Data, options: Options, epochs: int) -> None:
+    def __init__(
+        self, model: Trainable, data: Data, options: Options, epochs: int, held_out: list[int] | None = None
+    ) -> None:
         self.model, self.data, self.options, self.epochs = model, data, options, epochs
+        self.held_out = held_out  # fingerprint of what is evaluated
         self.steps_per_epoch = -(-data.length // data.stride)
         self.optimizer = options.make_optimizer(model.parameters)
         self.average: Average | None = None  # once averaging has begun
@@ -231,6 +239,7 @@ class Trainer:
             "options": self._all_options,
             "epochs": self.epochs,
             "text": self.data.fingerprint,
+            "held_out": self.held_out,
             "progress": {name: getattr(self, name) for name in _PROGRESS},
             "best": self.best,
             "rng": self.rng.bit_generator.state,
@@ -301,6 +310,8 @@ class Trainer:
         if data["text"] != own:
             others = own[0] if own[0] != tokens else "others"
             return f"the same {self.data.what}: {tokens} tokens, got {others}"
+        if self.held_out is not None and data["held_out"] not in (None, self.held_out):
+            return "the same valid, whose figures tell which epoch was best, got another"
         for name, value in self._all_options.items():
             if (before := data["options"][name]) != value:
                 return f"the same {name}={before!r}, got {value!r}"

@@ -1,0 +1,166 @@
+"""What a training run leaves in its folder, and what it takes for its own there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+
+from fastrnn.models import LanguageModel, NgramLanguageModel, checkpoint, kinds
+from tiny_model import QUICK, SGD, TEXT, Reporter, tiny, weights_equal
+
+OTHER = "the quick brown fox jumps over the lazy dog. " * 12
+
+
+def log_of(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return [row["epoch"] for row in csv.DictReader(file)]
+
+
+def edit(folder, change):
+    """As a hand would: without the checksum of what it writes."""
+    data = json.loads((folder / "model.json").read_text())
+    change(data)
+    (folder / "model.json").write_text(json.dumps(data))
+
+
+# -- the best model ----------------------------------------------------------------------------------------------------
+
+
+def test_another_model_saved_over_a_run_has_no_best(tmp_path):
+    trained, other = tiny(), tiny(hidden=5)
+    trained.fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
+    trained.save(tmp_path)
+    assert kinds.load_best(tmp_path).history == LanguageModel.load(tmp_path / "best").history
+    other.build(OTHER)
+    other.save(tmp_path)
+    assert weights_equal(kinds.load_best(tmp_path), other)
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_best_model_beside_one_of_another_run_does_not_count(tmp_path, monkeypatch):
+    trained, other = tiny(), tiny(seed=4)
+    trained.fit(TEXT, TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    other.fit(TEXT, epochs=1, **QUICK)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_remove_archives", killed)  # right after the model has taken the other's place
+    with pytest.raises(KeyboardInterrupt):
+        other.save(tmp_path)
+    assert (tmp_path / "best" / "model.json").exists()
+    assert weights_equal(kinds.load_best(tmp_path), other)
+
+
+def test_ngrams_in_the_place_of_a_run(tmp_path):
+    tiny().fit(TEXT, TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    NgramLanguageModel(order=2).fit(OTHER, checkpoint=tmp_path, progress=False)
+    assert isinstance(kinds.load_best(tmp_path), NgramLanguageModel)
+
+
+def test_a_run_that_diverges_at_once_leaves_the_model_that_was_there(tmp_path):
+    trained = tiny()
+    trained.fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with pytest.raises(FloatingPointError) as caught:
+        tiny().fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **SGD | {"lr": 1e39, "clip": None})
+    assert "checkpoint" not in str(caught.value)  # of this run there is none
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+    assert weights_equal(LanguageModel.load(tmp_path), trained)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """Not even where no loss shows them: of a symbol that comes last in the text only."""
+    text = TEXT + "!"
+    model = tiny()
+    model.fit(text, epochs=1, checkpoint=tmp_path, **QUICK)
+    row = model.vocabulary.encode("!")[0]
+
+    def poison(step):
+        model.parameters[0]["weight"][row] = np.nan
+
+    message = r"the weights are not finite: try a lower lr \(now 0\.02\) or clip \(now 1\.0\); the last good checkpoint"
+    with pytest.raises(FloatingPointError, match=rf"^LanguageModel\.fit: after step 16 \(epoch 2\) {message}"):
+        model.fit(text, epochs=2, checkpoint=tmp_path, resume=True, **QUICK | {"progress": Reporter(poison)})
+    kept = LanguageModel.load(tmp_path)
+    assert len(kept.history) == 1
+    assert all(np.isfinite(array).all() for array in kept.state_dict().values())
+    with pytest.raises(ValueError, match="resume needs a model with training state"):
+        model.fit(text, epochs=2, resume=True, **QUICK)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+def test_resume_wants_the_same_valid_text(tmp_path):
+    model = tiny()
+    model.fit(TEXT, TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    message = "^LanguageModel.fit: resume needs the same valid, whose figures tell which epoch was best, got another$"
+    with pytest.raises(ValueError, match=message):
+        model.fit(TEXT, TEXT[:-1], epochs=2, resume=True, **QUICK)
+    model.fit(TEXT, epochs=2, resume=True, **QUICK)  # none compares nothing
+    model.fit(TEXT, TEXT[:-1], epochs=3, resume=True, **QUICK)
+
+
+def test_a_finished_run_writes_the_record_that_its_log_lacks(tmp_path):
+    model = tiny()
+    model.fit(TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
+    rows = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "log.csv").write_text("".join(rows[:-1]))  # killed after the model was written
+    LanguageModel.load(tmp_path).fit(TEXT, epochs=2, checkpoint=tmp_path, resume=True, **QUICK)
+    assert log_of(tmp_path) == ["1", "2"]
+
+
+def test_a_folder_in_which_nothing_can_be_made_fails_first(tmp_path):
+    (tmp_path / ".writing-model.json").write_text("in the way")
+    for model in (tiny(), NgramLanguageModel(order=2)):
+        steps = Reporter(lambda done: pytest.fail("a step was taken"))
+        with pytest.raises(OSError, match=r"\.writing-model\.json"):
+            model.fit(TEXT, checkpoint=tmp_path, progress=steps)
+
+
+def test_a_config_without_its_checksum_is_refused(tmp_path):
+    tiny().fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    edit(tmp_path, lambda data: data.pop("sha256"))
+    with pytest.raises(ValueError, match=r"model\.json is damaged: truncated, or changed by hand"):
+        LanguageModel.load(tmp_path)
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+class Gone(Reporter):
+    """Its reader goes at a step."""
+
+    def __init__(self, last):
+        super().__init__()
+        self._last = last
+
+    def update(self, done, figures):
+        super().update(done, figures)
+        self._say()
+
+    def message(self, text):
+        super().message(text)
+        self._say()
+
+    def close(self):
+        self._say()
+
+    def _say(self):
+        if self.done > self._last:
+            raise BrokenPipeError
+
+
+def test_a_reporter_that_cannot_write_ends_no_run(tmp_path):
+    whole, model, report = tiny(), tiny(), Gone(10)
+    whole.fit(TEXT, TEXT, epochs=3, **QUICK)
+    model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, **QUICK | {"progress": report})
+    assert report.done == 11  # then it is left alone
+    assert weights_equal(model, whole)
+    assert log_of(tmp_path) == ["1", "2", "3"]
+    assert len(os.listdir(tmp_path / "best")) == 2
