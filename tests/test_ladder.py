@@ -50,17 +50,55 @@ def test_all_rungs(folder, tmp_path, capsys):
     assert [order["unseen"] for order in document["orders"]] == list(ngrams.unseen(ids))
 
 
-def test_what_is_done_stays_done(folder, tmp_path, capsys):
-    out, figures = tmp_path / "out", tmp_path / "ladder.json"
-    options = ["--models", "ngram,window", "--out", str(out)]
+def test_what_is_trained_stays_so(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--models", "window", "--out", str(out)]
     assert climb(folder, *options) == 0
     first = capsys.readouterr().out
-    assert climb(folder, *options, "--json", str(figures)) == 0
+    assert climb(folder, *options) == 0
     assert capsys.readouterr().out == first
     assert climb(folder, *options, "--epochs", "3") == 0
     assert len(WindowModel.load(out / "window").history) == 3
-    assert climb(folder, *options, "--hidden", "9") == 2
-    assert "holds another model: WindowModel(" in capsys.readouterr().err
+    for more in (["--hidden", "9"], ["--seed", "77"]):
+        assert climb(folder, *options, *more) == 2
+        assert f"{out / 'window'} holds another model: WindowModel(" in capsys.readouterr().err
+    unseeded = ["--data", str(folder), *SIZES, *TRAINING, *options, "--epochs", "4"]
+    assert main(["lm", "ladder", *unseeded]) == 0
+    model = WindowModel.load(out / "window")
+    assert (len(model.history), model.seed) == (4, 1)
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_ngrams_are_those_of_the_text(as_files, folder, tmp_path, capsys):
+    """And not of another one that the folder was made with."""
+
+    def figures(data, out, models):
+        path = tmp_path / "figures.json"
+        options = [*SIZES, *TRAINING] if "window" in models else []
+        options += ["--order", "3", "--models", models, "--out", str(tmp_path / out), "--json", str(path)]
+        assert main(["lm", "ladder", "--data", str(data), *options]) == 0
+        document = json.loads(path.read_text())
+        timed = ("tokens_per_second", "seconds")
+        rungs = [{name: rung[name] for name in rung if name not in timed} for rung in document["rungs"]]
+        return rungs[:4], document["orders"]
+
+    other = tmp_path / "other"
+    if as_files:
+        other.mkdir()
+        for name in ("train", "valid", "test"):
+            (other / f"{name}.txt").write_text("she sells sea shells\n" * 30, encoding="utf-8")
+    else:
+        other.write_text("she sells sea shells\n" * 30, encoding="utf-8")
+    figures(folder, "out", "ngram,window")
+    assert figures(other, "out", "ngram") == figures(other, "fresh", "ngram")
+    assert kinds.load(tmp_path / "out" / "3-gram-add_k").vocabulary.to_dict() == (
+        kinds.load(tmp_path / "fresh" / "3-gram-add_k").vocabulary.to_dict()
+    )
+    assert climb(other, "--models", "window", "--out", str(tmp_path / "out"), "--seed", "2") == 2
+    assert "holds another model" in capsys.readouterr().err
+    seed = str(WindowModel.load(tmp_path / "out" / "window").seed)
+    assert climb(other, "--models", "window", "--out", str(tmp_path / "out"), "--seed", seed) == 2
+    assert "resume needs the same train text" in capsys.readouterr().err
 
 
 def test_of_a_single_file_the_last_tenth_is_held_out(tmp_path, capsys):
@@ -90,6 +128,7 @@ def test_names_of_rungs():
             "argument --models: must be some of ngram,window,rnn,rnn_relu,gru,lstm, got 'lstm,mgu'",
         ),
         (["--smoothing", "laplace"], "argument --smoothing: invalid choice: 'laplace'"),
+        (["--smoothing", "add_k"], "--smoothing is not for lm ladder, which shows all of them"),
         (["--json", "."], "Is a directory"),
         (["--vocab-size", "5"], "vocab_size must be an integer >= 257, got 5"),
         (["--data", "nothing"], "No such file or directory: 'nothing'"),
@@ -105,6 +144,14 @@ def test_ladder_refuses(folder, capsys, options, message):
     assert status == 2
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_training_options_need_a_model_of_weights(folder, tmp_path, capsys):
+    options = ["lm", "ladder", "--data", str(folder), "--out", str(tmp_path / "out"), "--order", "2"]
+    assert main([*options, "--models", "ngram", "--lr", "5", "--epochs", "3"]) == 2
+    assert capsys.readouterr().err == "fastrnn: --epochs is not for --models ngram\n"
+    assert not (tmp_path / "out").exists()
+    assert main([*options, "--models", "ngram,window", *SIZES, *TRAINING]) == 0
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)

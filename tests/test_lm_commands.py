@@ -15,6 +15,7 @@ import pytest
 from fastrnn.cli import main
 from fastrnn.models import LanguageModel
 from fastrnn.models.options import read_data
+from tiny_model import poison
 
 VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
 SMALL = ["--hidden", "12", "--embedding", "6", "--batch-size", "4", "--bptt", "8", "--seed", "1"]
@@ -71,6 +72,19 @@ def verses(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verses")
     model.save(folder)
     return model, folder
+
+
+@pytest.mark.parametrize("command", [["eval"], ["eval", "--json"], ["score"]])
+def test_a_model_of_nan_has_no_figures(verses, data, tmp_path, capsys, command):
+    model = LanguageModel.load(verses[1])
+    poison(model)
+    model.save(tmp_path / "nan")
+    name, *options = command
+    assert main(["lm", name, str(tmp_path / "nan"), str(data), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastrnn: LanguageModel.")
+    assert err.count("\n") == 1
 
 
 def generate(folder, *options):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,13 @@ def _ladder(args: argparse.Namespace) -> None:
     if args.json:
         check_writable(args.json)  # better known now than after the first model
     given, training = model_options(args), training_options(args)
-    for name in given:
-        if not any(name in kinds.options_of(kind) for kind in args.models):
+    if args.smoothing:
+        raise ValueError("--smoothing is not for lm ladder, which shows all of them")
+    known = {name for kind in args.models for name in kinds.options_of(kind)}
+    if any(issubclass(kinds.KINDS[kind], NeuralModel) for kind in args.models):
+        known |= training.keys()
+    for name in (*given, *training):
+        if name not in known:
             raise ValueError(f"{flag(name)} is not for --models {','.join(args.models)}")
     train, valid, test = read_data(args.data)
     names, out = ladder.names_of(args.models, given.get("order", 5)), args.out and Path(args.out)
@@ -94,8 +98,7 @@ def _print_result(name: str, result: dict[str, float | int]) -> None:
 def _eval(args: argparse.Namespace) -> None:
     result = kinds.load_best(args.model).evaluate(args.file)
     if args.json:
-        finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
-        print(json.dumps(finite, allow_nan=False))
+        print(json.dumps(result, allow_nan=False))
     else:
         _print_result(str(args.file), result)
 
@@ -143,7 +146,7 @@ def add_lm(commands: Any, number: Number, names_of: Callable[[Iterable[str]], Ca
 
     climb = own.add_parser("ladder", help="compare all kinds of language model on a text file")
     add_data(climb)
-    climb.add_argument("--out", metavar="DIR", help="a folder for each model; what is there is gone on with")
+    climb.add_argument("--out", metavar="DIR", help="a folder for each model; training there is gone on with")
     climb.add_argument(
         "--models", type=names_of(kinds.KINDS), default=list(ladder.MODELS), metavar="LIST",
         help=f"{','.join(ladder.MODELS)} (default); ngram stands for unigrams and each smoothing at --order",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -61,8 +60,8 @@ def make(name: str, options: Mapping[str, Any]) -> TextModel:
 
 
 def climb(
-    model: TextModel,
     name: str,
+    options: Mapping[str, Any],
     train: Text,
     valid: Text | None,
     test: Text | None,
@@ -70,18 +69,23 @@ def climb(
     folder: Path | None,
     progress: Any = True,
 ) -> tuple[TextModel, Rung]:
-    """Train a model, or go on with the run that is in ``folder``, and measure the best that it came to."""
+    """Train the model of a rung, or go on with its run in ``folder``, and measure the best that it came to.
+
+    N-grams are counted anew: a folder does not tell what text its counts are of.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return climb(model, name, train, valid, test, training, Path(temporary), progress)
-    if (folder / "model.json").exists():
-        saved = kinds.load(folder)
-        if saved.config != model.config | {"seed": saved.config["seed"]}:
-            raise ValueError(f"{folder} holds another model: {saved!r}; choose another folder")
-        model = saved
+            return climb(name, options, train, valid, test, training, Path(temporary), progress)
+    model = make(name, options)
     if isinstance(model, NeuralModel):
+        if (folder / "model.json").exists():
+            saved = type(model).load(folder)
+            drawn = {"seed": saved.seed} if options.get("seed") is None else {}
+            if saved.config != model.config | drawn:
+                raise ValueError(f"{folder} holds another model: {saved!r}; choose another folder")
+            model = saved
         model.fit(train, valid, checkpoint=folder, progress=progress, resume=bool(model.history), **training)
-    elif not model.history:
+    else:
         model.fit(train, valid, checkpoint=folder, progress=progress)
     seconds = sum(record["seconds"] for record in model.history)
     tokens = sum(record["seconds"] * record["tokens_per_second"] for record in model.history)
@@ -90,8 +94,7 @@ def climb(
     def perplexity(text: Text | None) -> float | None:
         if text is None or not best.normalized:
             return None
-        figure = float(best.evaluate(text)["perplexity"])
-        return figure if math.isfinite(figure) else None
+        return float(best.evaluate(text)["perplexity"])
 
     rung = Rung(name, perplexity(valid), perplexity(test), best.num_parameters, best.nbytes, tokens / seconds, seconds)
     return best, rung
@@ -154,7 +157,7 @@ def run(
     rows: list[Order] = []
     for name in names:
         folder = None if out is None else out / name.replace(" ", "-")
-        model, rung = climb(make(name, options), name, train, valid, test, training(name), folder, progress)
+        model, rung = climb(name, options, train, valid, test, training(name), folder, progress)
         rungs = [*rungs, rung]
         if isinstance(model, NgramLanguageModel):
             rows = orders(model, valid if test is None else test)
