@@ -174,6 +174,23 @@ def test_lines_before_the_first_step_is_timed(capsys, monkeypatch):
     assert capsys.readouterr().err == "training: 1/4 (25%)  x\n"
 
 
+def test_the_bar_shows_a_message_as_it_is(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "40")
+    rng = np.random.default_rng(0)
+    printable = [chr(code) for code in range(32, 127)] + list("\nä→")
+    texts = [
+        "O :cat: my " + "x" * 90,
+        "[bold]1.5[/] http://a/b 'c'  ",
+        "",
+        *map("".join, rng.choice(printable, (9, 200))),
+    ]
+    bar = progress_module.Bar()
+    for text in texts:
+        bar.message(text)
+        assert capsys.readouterr().err == text + "\n"
+
+
 # -- texts in files ----------------------------------------------------------------------------------------------------
 
 

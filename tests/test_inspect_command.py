@@ -113,6 +113,22 @@ def test_figures_show_the_numbers():
     figure.canvas.draw()  # a lone dollar is no formula
 
 
+@pytest.mark.parametrize("norms", [(0.0, 0.0), (0.0, 3.0), (3.0, 0.0)])
+def test_gradients_of_0_are_drawn(tmp_path, norms):
+    pytest.importorskip("matplotlib")
+    runs = {
+        str(i): [gradients.GradientNorms("rnn", None, np.array([norm, 0.0]), np.ones(2), False)]
+        for i, norm in enumerate(norms)
+    }
+    flows = {
+        str(i): gradients.GradientFlow("rnn", "last", {"h": np.full((1, 4, 2), norm)}) for i, norm in enumerate(norms)
+    }
+    for i, figure in enumerate((figures.gradient_norms_figure(runs), figures.gradient_flow_figure(flows))):
+        assert {axes.get_yscale() for axes in figure.axes} == {"log" if any(norms) else "linear"}
+        figures.save(figure, tmp_path / f"{i}.png")
+        assert (tmp_path / f"{i}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture
 def without_figures(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -216,6 +232,10 @@ def test_command_takes_rate_and_clip(saved, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "SGD at a rate of 0.5:" in shown
     assert "half the median" not in shown
+    run(saved / "model", saved / "text.txt", "--out", tmp_path, *options[:-1], 0)  # as in training: any norm
+    data = json.loads((tmp_path / "inspection.json").read_text())
+    assert data["gradient_norms"] == {"LSTM": want[:1]}
+    assert "half the median" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -276,7 +296,8 @@ def test_runs_that_no_clip_can_be_taken_from(tmp_path, bias, norms, shown):
     ("options", "message"),
     [
         (("--lr", 0), "inspect: lr must be a finite number > 0, got 0"),
-        (("--clip", "nan"), "inspect: clip must be a finite number > 0, got nan"),
+        (("--clip", "nan"), "inspect: clip must be a finite number >= 0, got nan"),
+        (("--clip", -1), "inspect: clip must be a finite number >= 0, got -1"),
         (("--unit", 5), "inspect: unit must be an integer from 0 to 4, got 5"),
         (("--layer", 2), "layer must be an integer from -2 to 1, got 2"),
         (("--steps", len(PROSE)), f"text must have at least {len(PROSE) + 1} characters, got {len(PROSE)}"),

@@ -49,8 +49,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure to a file, of the kind that its ending tells."""
     with warnings.catch_warnings():
-        # The font need not have every character of a text, and a logarithmic scale has no place for 0.
-        warnings.filterwarnings("ignore", "Glyph|Data has no positive values")
+        warnings.filterwarnings("ignore", "Glyph")  # the font need not have every character of a text
         figure.savefig(path, dpi=120)
 
 
@@ -173,7 +172,7 @@ def draw_gradient_flow(axes: Axes, flows: Mapping[str, GradientFlow]) -> None:
                 style = "-" if state == "h" else "--"
                 axes.plot(flow.steps_back, median, style, color=color, label=label, linewidth=1.6)
                 axes.fill_between(flow.steps_back, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_yscale("log")
+    _logarithmic_along_y(axes)
     axes.set_xlabel("steps back from the last loss (tokens)")
     axes.set_ylabel("gradient norm (nats per unit of the state)")
     axes.grid(alpha=0.3)
@@ -209,7 +208,7 @@ def draw_gradient_norms(axes: Axes, runs: Sequence[GradientNorms]) -> None:
             axes.plot(steps, run.clipped, ":", color=color, label="after clipping")
         if run.diverged and len(steps):
             axes.plot(steps[-1:], run.norms[-1:], "x", color=color, markersize=9, label="diverged")
-    axes.set_yscale("log")
+    _logarithmic_along_y(axes)
     _count_along_x(axes, "training step")
     axes.set_ylabel("norm of the whole gradient (nats)")
     axes.grid(alpha=0.3)
@@ -240,6 +239,12 @@ def _count_along_x(axes: Axes, label: str) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(label)
+
+
+def _logarithmic_along_y(axes: Axes) -> None:
+    """Unless all that is drawn is 0, for which such a scale has no place."""
+    if np.isfinite(axes.dataLim.minposy):
+        axes.set_yscale("log")
 
 
 # -- activations -------------------------------------------------------------------------------------------------------

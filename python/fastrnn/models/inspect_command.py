@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ def inspect(
         training_steps: how many SGD steps copies of each model take, with and without clipping; 0 takes none.
         lr: learning rate of these steps > 0.
         clip: largest norm of the gradient in the run with clipping; None takes half the median norm of the model's run
-            without, or half that of its first step if it is less, so that it bites.
+            without, or half that of its first step if it is less, so that it bites; 0 leaves the run with clipping out.
         label: what tables and figures call the model; None: its cell.
         beside: models to compare with, each with a label of its own; their vocabularies may be others.
 
@@ -72,7 +71,7 @@ def inspect(
     tokens = check_size(where, "tokens", tokens)
     training_steps = check_size(where, "training_steps", training_steps, low=0)
     lr = check_real(where, "lr", lr, above=True)
-    clip = None if clip is None else check_real(where, "clip", clip, above=True)
+    clip = None if clip is None else check_real(where, "clip", clip)
     others = dict(beside or {})
     for each in (model, *others.values()):
         vocabulary_of(where, each)
@@ -124,12 +123,9 @@ def inspect(
         figures.new_figure(1.0, 1.0)
     except RuntimeError as error:  # no matplotlib
         drawn, note = {}, f"; {error}"
-    with warnings.catch_warnings():
-        # The font need not have every character of the text, and all gradients may be 0.
-        warnings.filterwarnings("ignore", "Glyph|Data has no positive values")
-        for name, draw in drawn.items():
-            draw().savefig(folder / f"{name}.png", dpi=120)
-            written.append(f"{name}.png")
+    for name, draw in drawn.items():
+        figures.save(draw(), folder / f"{name}.png")
+        written.append(f"{name}.png")
     return "\n".join(
         [
             *_flow_lines(flows, steps),
@@ -143,7 +139,7 @@ def inspect(
 
 
 def _runs(model: LanguageModel, text: str, steps: int, lr: float, clip: float | None) -> list[GradientNorms]:
-    """Without and with clipping; without alone where its norms, none or 0, give no default for ``clip``."""
+    """Without and with clipping; without alone for a ``clip`` of 0, or where norms, none or 0, give no default."""
     free = gradient_norms(model, text, steps, lr=lr)
     if clip is None and len(free.norms):
         # The norms of a run that explodes say nothing of what is large; its first one does.
@@ -276,8 +272,8 @@ def add_inspect(
     parser.add_argument("--lr", type=float, default=1.0, metavar="X", help="learning rate of these steps (1)")
     parser.add_argument(
         "--clip", type=float, metavar="X",
-        help="largest norm of their gradients (default: half the median norm of the steps without clipping, or half "
-        "the first if that is less)",
+        help="largest norm of their gradients; 0: any (default: half the median norm of the steps without clipping, or "
+        "half the first if that is less)",
     )  # fmt: skip
     parser.add_argument(
         "--beside", nargs="+", action="extend", default=[], metavar="DIR",

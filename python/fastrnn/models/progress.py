@@ -93,7 +93,7 @@ class Bar:
         self._bar.update(self._task, completed=done, figures=figures)
 
     def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()
