@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+import tracemalloc
 import types
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ import fastrnn
 from fastrnn.models import CharVocabulary, LanguageModel, run
 from fastrnn.models.nn import Dropout, Embedding, Output
 from fastrnn.models.schedules import Options
+from fastrnn.models.text_model import cut
 from fastrnn.models.training import Streams, Trainer, streams
 from tiny_model import QUICK, TEXT, check_gradients, tiny, tiny_trained, weights_equal
 
@@ -295,7 +297,9 @@ def test_weights_that_are_not_finite_are_not_hidden():
     model.fit("hello world " * 10, epochs=1, batch_size=2, bptt=8, progress=False)
     model.parameters[0]["weight"][...] = np.nan
     with np.errstate(all="ignore"):
-        assert np.isnan(model.evaluate("hello world")["perplexity"])
+        for call in ("evaluate", "score"):
+            with pytest.raises(FloatingPointError, match=rf"^LanguageModel\.{call}: .* not finite"):
+                getattr(model, call)("hello world")
 
 
 # -- vocabulary --------------------------------------------------------------------------------------------------------
@@ -372,6 +376,37 @@ def test_evaluation_in_chunks_is_that_of_the_whole(trained, batch_size):
     assert trained.evaluate(text, batch_size=batch_size)["loss"] == pytest.approx(-np.mean(scores), rel=1e-5)
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (4, 3), (8, 8), (10, 4), (97, 7), (100, 9), (12, 11)])
+def test_streams_that_a_text_is_cut_into(count, batch_size):
+    ids = np.random.default_rng(count).integers(1, 99, count, np.int32)
+    inputs, targets, lengths = cut(ids, batch_size)
+    length = -(-(count - 1) // batch_size)
+    assert inputs.shape == targets.shape == (length, batch_size)
+    assert len(inputs) == len(targets) == length
+    assert lengths.sum() == count - 1
+    for columns, first in ((inputs, 0), (targets, 1)):
+        for chunk in (slice(0, length), slice(length // 2, length), slice(1, 1)):
+            tokens = columns[chunk]
+            assert tokens.shape == (chunk.stop - chunk.start, batch_size)
+            for b in range(batch_size):
+                expected = ids[first + b * length :][: lengths[b]][chunk]
+                np.testing.assert_array_equal(tokens[: len(expected), b], expected)
+
+
+def test_streams_leave_the_text_where_it_is():
+    ids = np.zeros(100_000, np.int32)
+    tracemalloc.start()
+    try:
+        inputs, targets, _ = cut(ids, 64)
+        for start in range(0, len(inputs), 16):
+            assert not inputs[start : start + 16].any()
+            assert not targets[start : start + 16].any()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < ids.nbytes / 4
+
+
 def test_constructor_leaves_sizes_to_the_layer():
     with pytest.raises(ValueError, match="lstm: "):
         tiny(hidden=10**15)
@@ -443,7 +478,7 @@ def test_use_refuses(trained):
     with pytest.raises(ValueError, match=r"LanguageModel\.evaluate: batch_size must be an integer >= 1, got 0"):
         trained.evaluate("abc", batch_size=0)
     ids = np.zeros((2, 2), np.int32)
-    with pytest.raises(ValueError, match=r"LanguageModel\.loss_and_grads: a model with dropout needs rng"):
+    with pytest.raises(ValueError, match=r"LanguageModel\.loss_and_grads: dropout=0\.1 needs rng, got None"):
         trained.loss_and_grads(ids, ids)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +86,62 @@ def test_evaluation_in_streams_is_the_pieces_alone(model, batch_size):
     assert result["tokens"] == 99
     assert result["loss"] == pytest.approx(nats / 99, rel=1e-5)
     assert result["perplexity"] == pytest.approx(math.exp(nats / 99), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("level", "text", "characters"),
+    [
+        ("char", "☃ hi", 3),
+        ("word", "supercalifragilistic cat saw", 8),
+        ("word", "   the cat saw the dog", 16),
+        ("word", " \n the end ", 9),
+        ("bpe", "☃ hi", 4),  # the snowman ends with its third token
+        ("bpe", "  the", 4),
+    ],
+)
+def test_bits_per_character(level, text, characters, tmp_path):
+    """Of all characters but those of the first token, as they are in the text."""
+    if level == "bpe":
+        pytest.importorskip("tokenizers")
+    model = fitted("ngram", WORDS, level=level, order=2)
+    result = model.evaluate(text)
+    assert result["tokens"] == len(model.score(text))
+    bits = -model.score(text).sum() / math.log(2)
+    assert result["bits_per_character"] == pytest.approx(bits / characters, rel=1e-12)
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    assert model.evaluate(path) == result
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="pipes have no path here")
+def test_pipes(model):
+    def pipe():
+        reading, writing = os.pipe()
+        with open(writing, "wb") as file:
+            file.write(TEXT.encode())
+        stack.callback(os.close, reading)
+        return Path(f"/dev/fd/{reading}")
+
+    with ExitStack() as stack:
+        assert model.evaluate(pipe()) == model.evaluate(TEXT)
+        new = type(model)(**model.config)
+        for name, texts in (("train", (pipe(), TEXT)), ("valid", (TEXT, pipe()))):
+            error = rf"\.fit: {name} must be a regular file, as it is read more than once, got /dev/fd/\d+$"
+            with pytest.raises(ValueError, match=error):
+                new.fit(*texts, progress=False)
+        with pytest.raises(ValueError, match=r"\.build: text must be a regular file"):
+            new.build(pipe())
+        assert new.vocabulary is None
+
+
+def test_the_tokens_of_a_file_are_mapped(model, tmp_path, monkeypatch):
+    """They and no others are what is predicted, without a folder, too."""
+    path, seen = tmp_path / "text.txt", []
+    path.write_text(TEXT)
+    expected, nats = model.evaluate(TEXT, batch_size=3), model._nats
+    monkeypatch.setattr(model, "_nats", lambda ids, batch_size: seen.append(ids) or nats(ids, batch_size))
+    assert model.evaluate(path, batch_size=3) == expected
+    assert isinstance(seen[0], np.memmap)
 
 
 def test_save_and_load_to_the_bit(model, tmp_path):

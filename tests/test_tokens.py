@@ -4,7 +4,11 @@ import importlib.util
 import os
 import random
 import re
+import tempfile
 import tracemalloc
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastrnn.models import CharVocabulary, WordVocabulary, checkpoint
 from fastrnn.models.commands import read_text
-from fastrnn.models.tokens import read_pieces, tokenize_file
+from fastrnn.models.tokens import encode_pieces, read_pieces, tokenize_file
 from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary
 
 VERSE = "row row\r\n  your böat\n\n中文☃  gently <unk> down\tthe stream\r"
@@ -33,6 +37,21 @@ def random_text(count, seed=1):
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdeé中", k=rng.randint(1, 9))) for _ in range(500)]
     return "".join(word + rng.choice([" ", " ", "\n", "\r\n\n"]) for word in rng.choices(words, k=count))
+
+
+@contextmanager
+def pipe(content):
+    """The path of a pipe that holds this, little enough for its buffer."""
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    try:
+        yield Path(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+
+
+needs_pipes = pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="pipes have no path here")
 
 
 def inode(path):
@@ -73,6 +92,26 @@ def test_errors_of_reading(path):
         list(read_pieces(path, 0))
 
 
+@needs_pipes
+def test_pipes_are_read():
+    with pipe(VERSE.encode() * 9) as path:
+        assert "".join(read_pieces(path, 7)) == VERSE * 9
+    with pipe(VERSE.encode()) as path:
+        assert read_text(path) == VERSE
+    with pipe(b"a b " * 1000 + b"\xff") as path, pytest.raises(ValueError, match=r"byte 4000 is 0xff"):
+        list(read_pieces(path, 64))
+    with pipe(b"") as path, pytest.raises(ValueError, match=r"is empty: it must hold text in UTF-8$"):
+        list(read_pieces(path))
+
+
+@needs_pipes
+def test_what_is_read_twice_is_no_pipe(tmp_path):
+    error = r"^tokenize_file: path must be a regular file, as it is read more than once, got /dev/fd/\d+$"
+    with pipe(b"a b") as path, pytest.raises(ValueError, match=error):
+        tokenize_file(path, WordVocabulary.of_text("a"), tmp_path / "ids")
+    assert not (tmp_path / "ids").exists()
+
+
 def test_pieces_have_about_the_size(path):
     path.write_text(random_text(20_000), encoding="utf-8")
     pieces = list(read_pieces(path, 1000))
@@ -98,6 +137,35 @@ def test_ids_are_those_of_the_text(path, cls, text, size):
         assert ids.dtype == np.int32
         assert ids.ndim == 1
         np.testing.assert_array_equal(ids, vocabulary.encode("." + text))
+
+
+@levels
+@settings(max_examples=60, deadline=None)
+@given(text=st.lists(st.sampled_from([*VERSE, "row ", "\n "])).map("".join), size=st.integers(1, 40))
+@example(text=VERSE * 3, size=7)
+@example(text="  \t  ", size=1)
+@example(text="   the\n", size=9)
+@example(text="☃ hi", size=40)
+@example(text="supercalifragilistic cat", size=4)
+def test_ids_of_pieces_and_the_characters_after_the_first(path, cls, text, size):
+    vocabulary = cls.of_text("row your boat ")
+    path.write_bytes(text.encode() or b" ")
+    text = read_text(path)
+    ids, characters = encode_pieces(read_pieces(path, size), vocabulary)
+    assert ids.dtype == np.int32
+    assert isinstance(ids, np.memmap) == (len(ids) > 0)
+    np.testing.assert_array_equal(ids, vocabulary.encode(text))
+    first = vocabulary.pieces(text)[:1]
+    assert characters == (len(text) - len(first[0]) if first else 0)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk is full here")
+def test_a_full_disk_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path))
+    full = partial(Path("/dev/full").open, "w+b", buffering=0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full())
+    with pytest.raises(OSError, match=f"No space left on device: '{re.escape(os.fspath(tmp_path))}'$"):
+        encode_pieces(["a b"], WordVocabulary.of_text("a"))
 
 
 def test_a_text_without_ids(tmp_path):
@@ -230,11 +298,13 @@ def test_memory_is_bounded_by_the_size_of_a_piece(tmp_path, cls, monkeypatch):
     tracemalloc.start()
     try:
         ids = tokenize_file(path, vocabulary, tmp_path / "ids", size=size)
+        mapped, _ = encode_pieces(read_pieces(path, size), vocabulary)
         again = cls.of_pieces(read_pieces(path, size))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert len(again) > 0
     assert len(ids) > 10_000 * 12
+    np.testing.assert_array_equal(mapped, ids)
     # A few objects for each character of a piece, and the new vocabulary; much less than the text, not to speak of ids.
     assert peak < 200 * size < path.stat().st_size

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastrnn.cli import main
 from fastrnn.models import CharVocabulary, NgramLanguageModel, WordVocabulary
-from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary, between_words, vocabulary_from_dict
+from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary, between_words, leading, vocabulary_from_dict
 
 TEXT = "the cat saw the dog\n\nthe <unk> end\n"
 has_tokenizers = importlib.util.find_spec("tokenizers") is not None
@@ -73,8 +74,9 @@ def test_there_and_back(cls, text, other):
 @example(pieces=["on", "e two o", "ne"], min_frequency=2)
 def test_pieces_give_the_vocabulary_of_the_text(cls, pieces, min_frequency):
     text = "".join(pieces)
-    if cls is CharVocabulary and max(map(text.count, text), default=0) < min_frequency:
-        with pytest.raises(ValueError, match="at least one character"):
+    if cls is CharVocabulary and (most := max(map(text.count, text), default=0)) < min_frequency:
+        why = f"min_frequency must be at most {most}, .*, got {min_frequency}$" if text else "at least one character"
+        with pytest.raises(ValueError, match=f"^CharVocabulary: .*{why}"):
             cls.of_pieces(pieces, min_frequency)
     else:
         assert cls.of_pieces(iter(pieces), min_frequency) == cls.of_text(text, min_frequency)
@@ -280,6 +282,19 @@ def test_pieces_are_what_the_ids_stand_for(cls, text):
         assert "".join(pieces) == text
 
 
+@levels
+@settings(max_examples=60, deadline=None)
+@given(text=signs | texts, blanks=st.integers(0, 9))
+@example(text="", blanks=5)
+@example(text="a\n", blanks=3)
+@example(text="x" * 40_000 + " y", blanks=20_000)  # both longer than a block
+def test_characters_of_the_first_token(cls, text, blanks):
+    text = " " * blanks + text
+    vocabulary = cls.of_text("the end ")
+    pieces = vocabulary.pieces(text)
+    assert leading(vocabulary, text) == (len(pieces[0]) if pieces else len(text))
+
+
 @needs_tokenizers
 def test_pieces_of_bytes():
     vocabulary = BpeVocabulary.of_text("a snowman a snowman", size=300)
@@ -298,6 +313,18 @@ def test_score_shows_the_text(cls, tmp_path, capsys):
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [ast.literal_eval(piece) for _, piece in rows] == model.vocabulary.pieces(text)[1:]
     assert [float(log_p) for log_p, _ in rows] == pytest.approx(model.score(text), abs=1e-4)
+
+
+def test_a_token_is_decoded_in_no_time_of_the_vocabulary():
+    """Nothing as large as that is made."""
+    vocabulary = CharVocabulary(map(chr, range(0x4E00, 0x6E00)))
+    tracemalloc.start()
+    try:
+        assert vocabulary.decode([0, 8192]) == "\ufffd\u6dff"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(vocabulary)
 
 
 def test_words():

@@ -12,10 +12,10 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
-from .decoding import Decoder, RepetitionPenalty, Sampler, Writer, beam_search, check_stops, sample, write
+from .decoding import Decoder, RepetitionPenalty, Sampler, Writer, beam_search, check_stops, not_finite, sample, write
 from .model import Model, perplexity
-from .tokens import read_pieces, tokenize_file
-from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary
+from .tokens import check_regular, encode_pieces, read_pieces, tokenize_file
+from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary, leading
 
 Text = str | os.PathLike[str]  # itself, or the file that holds it
 _VOCAB_SIZE = 8192
@@ -93,41 +93,51 @@ class TextModel(Model):
         """What can be told of a text before there is a vocabulary; ``why`` it must have ``least`` tokens."""
         where = f"{type(self).__name__}.{call}"
         if isinstance(text, os.PathLike):
+            check_regular(where, name, text)
             next(read_pieces(text))  # a file that cannot be read fails here
             return
         if not isinstance(text, str):
             raise TypeError(f"{where}: {name} must be a str or the path of a file, got {type(text).__name__}")
-        if (count := VOCABULARIES[self.level].count(text)) < least:
-            raise self._too_short(where, name, text, least, why, count)
+        self._check_count(call, name, text, least, why, VOCABULARIES[self.level].count(text))
 
     def _ids(
         self, call: str, name: str, text: Text, least: int, folder: str | os.PathLike[str] | None, why: str = ""
     ) -> np.ndarray:
-        """A text as ids; those of a file are mapped from ``folder``, where there is one."""
-        vocabulary = self._built(call)
-        self._check_text(call, name, text, least, why)
-        if isinstance(text, str):
-            ids = vocabulary.encode(text)
-        elif folder is None:
-            ids = np.concatenate([vocabulary.encode(piece) for piece in read_pieces(text)])
-        else:
-            ids = tokenize_file(text, vocabulary, Path(folder, "tokens", f"{name}.ids"))
-        if len(ids) < least:
-            raise self._too_short(f"{type(self).__name__}.{call}", name, text, least, why, len(ids))
+        """A text as ids; those of a file are mapped, from ``folder`` where there is one."""
+        if folder is None or isinstance(text, str):
+            return self._encoded(call, name, text, least, why)[0]
+        ids = tokenize_file(text, self._built(call), Path(folder, "tokens", f"{name}.ids"))
+        self._check_count(call, name, text, least, why, len(ids))
         return ids
 
-    def _too_short(self, where: str, name: str, text: Text, least: int, why: str, count: int) -> ValueError:
-        what = f"{name} must have at least {least} {VOCABULARIES[self.level].unit}{why}"
+    def _encoded(self, call: str, name: str, text: Text, least: int, why: str = "") -> tuple[np.ndarray, int]:
+        """A text as ids, and how many characters follow its first token. A file may be a pipe: it is read once."""
+        vocabulary = self._built(call)
+        if isinstance(text, os.PathLike):
+            ids, characters = encode_pieces(read_pieces(text), vocabulary)
+        else:
+            self._check_text(call, name, text, least, why)
+            ids, characters = vocabulary.encode(text), len(text) - leading(vocabulary, text)
+        self._check_count(call, name, text, least, why, len(ids))
+        return ids, characters
+
+    def _check_count(self, call: str, name: str, text: Text, least: int, why: str, count: int) -> None:
+        if count >= least:
+            return
         if not isinstance(text, str):
-            return ValueError(f"{where}: {what}, got {count} in {os.fspath(text)}")
-        hint = "; a file is given as a pathlib.Path" if os.path.exists(text) else ""
-        return ValueError(f"{where}: {what}, got {count}{hint}")
+            hint = f" in {os.fspath(text)}"
+        else:
+            hint = "; a file is given as a pathlib.Path" if os.path.exists(text) else ""
+        raise ValueError(
+            f"{type(self).__name__}.{call}: {name} must have at least {least} {VOCABULARIES[self.level].unit}{why}, "
+            f"got {count}{hint}"
+        )
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _nats(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """-log p of each token after the first, in chunks (nats (t, B), valid (t, B)), from the streams of ``_cut``."""
+        """-log p of each token after the first, in chunks (nats (t, B), valid (t, B)), from the streams of ``cut``."""
 
     @abstractmethod
     def _decoder(self, ids: np.ndarray) -> Decoder:
@@ -138,19 +148,24 @@ class TextModel(Model):
 
         Every token but the first, which has nothing before it, is predicted from all those before it. With
         ``batch_size`` above 1 the text is cut into as many streams, each starting from nothing: faster, and
-        slightly pessimistic.
+        slightly pessimistic. The tokens of a file are mapped into memory from a temporary one.
 
         Returns a dict: ``loss`` (nats per token), ``perplexity`` (exp(loss), at most 1e304), ``tokens`` (predicted
-        tokens), ``bits_per_character``.
+        tokens), ``bits_per_character``: loss * tokens / ln 2 / C, where C counts the characters of the text but those
+        of the first token, which is not predicted, and the blanks before it. Unknown words count with their own
+        characters; a character of several tokens belongs to the last of them.
+
+        Raises:
+            TypeError, ValueError: naming the argument. FloatingPointError: the weights hold NaN.
         """
         batch_size = check_size(f"{type(self).__name__}.evaluate", "batch_size", batch_size)
-        ids = self._ids("evaluate", "text", text, 2, None)
+        ids, characters = self._encoded("evaluate", "text", text, 2)
         figures = self._figures(ids, batch_size)
-        characters = len(text) if isinstance(text, str) else sum(map(len, read_pieces(text)))
-        first = len(self._built("evaluate").decode(ids[:1]))  # characters that nothing predicts
+        if math.isnan(figures["loss"]):
+            raise not_finite(f"{type(self).__name__}.evaluate")
         return figures | {
             "tokens": len(ids) - 1,
-            "bits_per_character": figures["loss"] * (len(ids) - 1) / math.log(2.0) / max(1, characters - first),
+            "bits_per_character": figures["loss"] * (len(ids) - 1) / math.log(2.0) / characters,
         }
 
     def _figures(self, ids: np.ndarray, batch_size: int) -> dict[str, float]:
@@ -166,9 +181,13 @@ class TextModel(Model):
         return sum(float(nats.sum(where=valid, dtype=np.float64)) for nats, valid in chunks) / (len(ids) - 1)
 
     def score(self, text: str) -> np.ndarray:
-        """log p of each token of ``text`` but the first, in nats: float64, entry i for token i + 1."""
+        """log p of each token of ``text`` but the first, in nats: float64, entry i for token i + 1. Errors are those of
+        ``evaluate``."""
         ids = self._ids("score", "text", text, 2, None)
-        return -np.concatenate([nats[:, 0] for nats, _ in self._nats(ids, 1)]).astype(np.float64)
+        nats = np.concatenate([nats[:, 0] for nats, _ in self._nats(ids, 1)]).astype(np.float64)
+        if np.isnan(nats).any():
+            raise not_finite(f"{type(self).__name__}.score")
+        return -nats
 
     @overload
     def generate(
@@ -296,15 +315,28 @@ class TextModel(Model):
         return pieces if stream else "".join(pieces)
 
 
-def cut(ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut(ids: np.ndarray, batch_size: int) -> tuple[_Streams, _Streams, np.ndarray]:
     """A text as streams side by side: inputs and targets (T, B), and how many targets each stream has, (B,).
 
     Stream b predicts tokens 1 + b T ... of ``ids``; the last streams may be shorter.
     """
     count = len(ids) - 1
     length = -(-count // batch_size)
-    if length * batch_size > count:
-        ids = np.concatenate([ids, np.zeros(length * batch_size - count, np.int32)])
-    inputs = ids[:-1].reshape(batch_size, length).T
-    targets = ids[1:].reshape(batch_size, length).T
-    return inputs, targets, np.clip(count - length * np.arange(batch_size), 0, length)
+    starts = length * np.arange(batch_size)
+    return _Streams(ids, starts, length), _Streams(ids, starts + 1, length), np.clip(count - starts, 0, length)
+
+
+class _Streams:
+    """The ``length`` tokens from each of ``starts`` on, (T, B). Only slices of steps are in memory.
+
+    Past the end of the text its last token stands again.
+    """
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray, length: int) -> None:
+        self._ids, self._starts, self.shape = np.asarray(ids), starts, (length, len(starts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, steps: slice) -> np.ndarray:
+        return self._ids.take(np.arange(*steps.indices(len(self)))[:, None] + self._starts, mode="clip")

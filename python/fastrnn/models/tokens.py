@@ -6,8 +6,10 @@ import codecs
 import hashlib
 import json
 import os
+import stat
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from ..checks import check_size
 from . import checkpoint
-from .vocabulary import Vocabulary, between_words
+from .vocabulary import Vocabulary, between_words, leading
 
 _PIECE = 1 << 20  # bytes
 _HEADER = 512  # bytes
@@ -50,10 +52,11 @@ def read_pieces(path: str | os.PathLike[str], size: int = _PIECE) -> Iterator[st
 def _decoded(path: Path, size: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
-        block = None
+        block, count = None, 0
         while block != b"":
-            begin = file.tell() - len(decoder.getstate()[0])  # of a character that the last block ended in
+            begin = count - len(decoder.getstate()[0])  # of a character that the last block ended in
             block = file.read(size)
+            count += len(block)
             try:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
@@ -61,6 +64,41 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
                     f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{error.object[error.start]:02x}; "
                     "convert it to UTF-8"
                 ) from None
+
+
+def check_regular(where: str, name: str, path: str | os.PathLike[str]) -> None:
+    """A text that is read more than once must be in a file that can be: a pipe or a terminal gives it once only."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{where}: {name} must be a regular file, as it is read more than once, got {os.fspath(path)}")
+
+
+def encode_pieces(pieces: Iterable[str], vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
+    """The ids of a text that comes in pieces, int32 (N,), and how many characters it has after its first token.
+
+    The ids are mapped from a file without a name in the folder for temporary files (TMPDIR), which goes with them.
+
+    Args:
+        pieces: they hold whole words, as those of ``read_pieces`` and ``between_words``; each is needed once.
+
+    Raises:
+        ValueError: the text is none for this vocabulary. OSError: the file cannot be written.
+
+    Example:
+        >>> from fastrnn.models import WordVocabulary
+        >>> from fastrnn.models.tokens import encode_pieces
+        >>> ids, characters = encode_pieces(["row", " your", " boat\\n"], WordVocabulary.of_text("your boat"))
+        >>> ids.tolist(), characters
+        ([0, 3, 2, 1], 11)
+    """
+    characters = 0
+    folder = Path(tempfile.gettempdir())
+    with checkpoint._naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for piece in pieces:
+            before = file.tell()
+            file.write(vocabulary.encode(piece).tobytes())
+            characters += len(piece) if before else len(piece) - leading(vocabulary, piece)
+        file.flush()
+        return (np.memmap(file, np.int32, "r") if file.tell() else np.empty(0, np.int32)), characters
 
 
 def tokenize_file(
@@ -77,8 +115,8 @@ def tokenize_file(
     Returns a read-only ``numpy.memmap``; of a text without ids an empty array.
 
     Raises:
-        ValueError: one line, when the file is empty or no UTF-8, or is ``target``. OSError: when one cannot be read or
-            written. ``target`` is then as it was.
+        ValueError: one line, when the file is empty or no UTF-8, is ``target`` or no regular file, as it is read twice.
+            OSError: when one cannot be read or written. ``target`` is then as it was.
 
     Example:
         >>> import pathlib, tempfile
@@ -92,6 +130,7 @@ def tokenize_file(
         [2, 2, 4, 3, 1]
     """
     path, target = Path(path), Path(target)
+    check_regular("tokenize_file", "path", path)
     if target.exists() and target.samefile(path):
         raise ValueError(f"tokenize_file: target must be another file than path, got {target} for both")
     with path.open("rb") as file:

@@ -22,7 +22,8 @@ from ..checks import check_size
 UNKNOWN = 0  # the id of every symbol that training did not see
 REPLACEMENT = "\ufffd"  # what that id is shown as among characters
 _UNK, _EOS = "<unk>", "<eos>"
-_WORD = re.compile(r"[^\S\n]*(?:\n|\S+)")  # or line break, with the blanks before it
+# Or line break, with the blanks before it. Blanks that end the text are tried once only, not from each of them on.
+_WORD = re.compile(r"(?<![^\S\n])[^\S\n]*(?:\n|\S+)")
 _LAST_CUT = re.compile(r".+([ \t\r\n])\S", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLOCK = 1 << 14  # characters that a tokenizer gets at a time
@@ -71,6 +72,7 @@ class CharVocabulary:
         if not symbols or any(a >= b for a, b in itertools.pairwise(symbols)):
             raise ValueError("CharVocabulary: symbols must be at least one character, each once, in code point order")
         self._symbols = symbols
+        self._table = [REPLACEMENT, *symbols]
         self._codes = _code_points("".join(symbols))
 
     @classmethod
@@ -84,6 +86,11 @@ class CharVocabulary:
         counts: Counter[str] = Counter()
         for piece in pieces:
             counts.update(piece)
+        if counts and min_frequency > (most := max(counts.values())):
+            raise ValueError(
+                f"CharVocabulary: min_frequency must be at most {most}, the count of the most frequent character, "
+                f"got {min_frequency}"
+            )
         return cls(sorted(symbol for symbol, count in counts.items() if count >= min_frequency))
 
     def __len__(self) -> int:
@@ -124,8 +131,7 @@ class CharVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; the unknown id becomes U+FFFD."""
-        table = [REPLACEMENT, *self._symbols]
-        return "".join(table[i] for i in ids)
+        return "".join(self._table[i] for i in ids)
 
     def to_dict(self) -> dict[str, Any]:
         return {"level": self.level, "symbols": "".join(self._symbols)}
@@ -375,6 +381,16 @@ def vocabulary_from_dict(data: Any) -> Vocabulary:
     return VOCABULARIES[level].from_dict(data)
 
 
+def leading(vocabulary: Vocabulary, text: str) -> int:
+    """How many characters of a text end with its first token, blanks before it included; all, where it has none."""
+    count = 0
+    for block in between_words(_short(text)):
+        if parts := vocabulary.pieces(block):
+            return count + len(parts[0])
+        count += len(block)
+    return count
+
+
 def _checked(cls: type[Vocabulary], data: Any, key: str) -> str:
     """The text that ``to_dict`` has under ``key``."""
     if not isinstance(data, Mapping) or set(data) != {"level", key} or data["level"] != cls.level:
@@ -417,6 +433,10 @@ def _blocks(pieces: Iterable[str]) -> Iterator[str]:
                     "BpeVocabulary: text must be Unicode, "
                     f"got the lone surrogate U+{ord(match[0]):04X} as character {match.start()}"
                 )
-            yield from (piece[i : i + _BLOCK] for i in range(0, len(piece), _BLOCK))
+            yield from _short(piece)
 
     return between_words(short())
+
+
+def _short(text: str) -> Iterator[str]:
+    return (text[i : i + _BLOCK] for i in range(0, len(text), _BLOCK))
