@@ -96,9 +96,9 @@ def measure_training(trainer: Trainer, seconds: float) -> dict[str, Any]:
     counts, worst, end = [], 0.0, perf_counter() + seconds
     while perf_counter() < end or trainer.steps < WARMUP + 5:
         batch = batches.batch(trainer.epoch, trainer.position)
-        tensors, tokens, nats = plain.Batch(batch), int(batch.target_lengths.sum()), trainer.nats
+        tensors, tokens = plain.Batch(batch), int(batch.target_lengths.sum())
         clock = [perf_counter()]
-        ended = trainer.step(0.0)
+        own, _ = trainer.step(0.0)
         clock.append(perf_counter())
         loss = packed.step(tensors)
         clock.append(perf_counter())
@@ -106,7 +106,7 @@ def measure_training(trainer: Trainer, seconds: float) -> dict[str, Any]:
         clock.append(perf_counter())
         # Each update begins with what those before it were off by.
         bound = rounding(model, len(batch.source) + len(batch.inputs), tokens) * trainer.steps
-        difference = abs((trainer.nats - nats) / tokens - loss)
+        difference = abs(own - loss)
         if not difference <= bound:
             raise ValueError(
                 f"losses of step {trainer.steps} must differ by at most {bound:.1e}, got {difference:.1e} at {loss:.4f}"
@@ -116,7 +116,7 @@ def measure_training(trainer: Trainer, seconds: float) -> dict[str, Any]:
             for each, taken in zip(times.values(), np.diff(clock), strict=True):
                 each.append(taken)
             counts.append(tokens)
-        if ended:
+        if trainer.at_end:
             break
     return speeds(times, "tokens", counts) | {"asked": ASKED["training"], "loss_difference": worst}
 
@@ -124,7 +124,7 @@ def measure_training(trainer: Trainer, seconds: float) -> dict[str, Any]:
 def measure_decoding(model: Seq2Seq, lines: list[str], beam: int, seconds: float) -> dict[str, Any]:
     """On these sources."""
     theirs = make_plain(model)
-    ids = model._sentences("measure_decoding", "source", lines, lines, MAX_LENGTH)
+    ids = model._sentences("measure_decoding", "lines", "source", lines, lines, MAX_LENGTH)
     limits = torch.from_numpy(2 * (ids.lengths - 1) + 10)  # as ``translate`` has it
     batches, alone = (
         [

@@ -201,10 +201,9 @@ def gradient_norms(
     try:
         with np.errstate(all="ignore"):
             for _ in range(steps):
-                trainer.step(0.0)
-                norms.append(trainer.norms)
-                losses.append(trainer.nats / trainer.tokens)
-                trainer.end_epoch([])  # the next sums are those of one step, too
+                loss, norm = trainer.step(0.0)
+                losses.append(loss)
+                norms.append(norm)
     except FloatingPointError:
         diverged = True
     return GradientNorms(model.cell, options.clip, np.array(norms), np.array(losses), diverged)

@@ -139,8 +139,9 @@ class Trainer:
         """Between the last step of an epoch and ``end_epoch``."""
         return self.position == 0 and self.epoch_steps > 0
 
-    def step(self, done: float) -> bool:
-        """One step at the learning rate of ``done`` (0..1, share of the run behind); True when it ended an epoch."""
+    def step(self, done: float) -> tuple[float, float]:
+        """One step at the learning rate of ``done`` (0..1, share of the run behind): its loss, and the norm of its
+        gradient before clipping."""
         begun = time.perf_counter()
         model, data = self.model, self.data
         limit = math.inf if self.options.clip is None else self.options.clip
@@ -172,11 +173,10 @@ class Trainer:
             self.clipped += norm > limit
             self.position += data.stride
             self.seconds += time.perf_counter() - begun
-            ended = self.position >= data.length
-            if ended:
+            if self.position >= data.length:
                 self.position, self._state = 0, None
                 self.epoch += 1
-        return ended
+        return loss, norm
 
     def lr(self, done: float) -> float:
         return self.options.rate(self.steps + 1, self.epoch + 1, done, self.scale)
@@ -310,8 +310,9 @@ class Trainer:
         if data["text"] != own:
             others = own[0] if own[0] != tokens else "others"
             return f"the same {self.data.what}: {tokens} tokens, got {others}"
-        if self.held_out is not None and data["held_out"] not in (None, self.held_out):
-            return "the same valid, whose figures tell which epoch was best, got another"
+        if data["held_out"] not in (None, self.held_out):
+            got = "none" if self.held_out is None else "another"
+            return f"the same valid, whose figures tell which epoch was best, got {got}"
         for name, value in self._all_options.items():
             if (before := data["options"][name]) != value:
                 return f"the same {name}={before!r}, got {value!r}"
