@@ -120,24 +120,13 @@ def test_lengths_are_a_copy():
 # -- examples ----------------------------------------------------------------------------------------------------------
 
 
-class Model:
-    """Keeps what it is called with; its loss is the first example's number."""
-
-    def __init__(self):
-        self.calls = []
-
-    def loss_and_grads(self, *args, **kwargs):
-        self.calls.append((args, kwargs))
-        return float(args[0]["rows"][0])
-
-
 def examples_of(tokens=LENGTHS + 1, **options):
     options = {"batch_size": 8, "max_tokens": 40, "seed": 1, "fingerprint": [100, 7], "what": "train pairs"} | options
     return Examples(lambda rows: {"rows": rows.tolist()}, LENGTHS, tokens, **options)
 
 
-def test_steps():
-    examples, buckets, model, rng = examples_of(), buckets_of(), Model(), np.random.default_rng(0)
+def test_batches():
+    examples, buckets = examples_of(), buckets_of()
     for epoch in (0, 2):
         before = 0
         for position in range(examples.length):
@@ -145,14 +134,8 @@ def test_steps():
             tokens = sum(LENGTHS[row] + 1 for row in rows)
             assert examples.batch(epoch, position) == {"rows": rows.tolist()}
             assert examples.tokens_before(epoch, position) == before
-            step = examples.step(model, epoch, position, None, rng, 0.25)
-            assert step == (float(rows[0]), tokens, None)
-            assert json.dumps(step)  # the sums of a run are saved
+            assert examples.count(epoch, position) == tokens
             before += tokens
-            (batch, given), options = model.calls[-1]
-            assert batch == {"rows": rows.tolist()}
-            assert given is rng
-            assert options == {"done": 0.25, "accumulate": False}
         assert examples.tokens_before(epoch, examples.length) == before == sum(LENGTHS + 1)
 
 

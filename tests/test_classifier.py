@@ -227,7 +227,7 @@ def test_wrong_options(options, error, message):
             (
                 lambda m: m.loss_and_grads(None),
                 ValueError,
-                f"{CALL}.loss_and_grads: dropout needs rng",
+                f"{CALL}.loss_and_grads: dropout=0.5 needs rng, got None",
             ),
             (
                 lambda m: m.build(PAIRS),

@@ -241,9 +241,9 @@ def test_dropout():
     )
     assert loss == pytest.approx(-log_softmax(bias)[targets].mean(), rel=1e-12)
     assert [name for group in grads for name, grad in group.items() if grad.any()] == ["bias"]
-    for options in ({}, {"sampling": 0.1}):
-        with pytest.raises(ValueError, match=r"Seq2Seq.loss_and_grads: dropout and sampling need rng"):
-            model.loss_and_grads(batch, **options)
+    for each, name in ((with_all, "dropout=1.0"), (made(), "sampling=0.1")):
+        with pytest.raises(ValueError, match=rf"Seq2Seq\.loss_and_grads: {name} needs rng, got None"):
+            each.loss_and_grads(batch, sampling=0.1)
 
 
 def test_steps_keep_what_attention_read():

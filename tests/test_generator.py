@@ -265,7 +265,7 @@ NAN[3, 1] = np.nan
             (
                 lambda m: m.generate(VECTORS, beam=0),
                 ValueError,
-                f"{CALL}.generate: beam must be an integer >= 1, got 0",
+                f"{CALL}.generate: beam must be an integer from 1 to 65536, got 0",
             ),
             (
                 lambda m: m.generate(VECTORS, beam=2, temperature=1.0),
@@ -285,7 +285,7 @@ NAN[3, 1] = np.nan
             (
                 lambda m: m.loss_and_grads(None),
                 ValueError,
-                f"{CALL}.loss_and_grads: dropout and sampling need rng",
+                f"{CALL}.loss_and_grads: dropout=0.1 needs rng, got None",
             ),
         ]
     ),

@@ -72,6 +72,10 @@ class Table:
             yield tokens, self.log_p(sentence, tokens)
 
 
+def find(table, limits, end=END, **options):
+    return search("t", table, end, limits, np.full(len(limits), table.attention or 0), **options)
+
+
 def without_end(tokens):
     return [token for token in tokens if token != END]
 
@@ -80,9 +84,7 @@ def without_end(tokens):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_beam_as_wide_as_all_finds_the_best(seed, penalty):
     limits, symbols = np.array([3, 1, 2]), 4
-    found = search(
-        "t", Table(symbols, 3, seed), END, limits, beam=200, n_best=3, ranking=Ranking(length_penalty=penalty)
-    )
+    found = find(Table(symbols, 3, seed), limits, beam=200, n_best=3, ranking=Ranking(length_penalty=penalty))
     for sentence, limit in enumerate(limits):
         table = Table(symbols, 3, seed)
         ranked = sorted(
@@ -141,7 +143,7 @@ def test_a_beam_is_as_the_rules_say(seed):
     def table():
         return Table(symbols, sentences, seed, attention)
 
-    found = search("t", table(), END, limits, beam=beam, n_best=n_best, ranking=ranking, never=never)
+    found = find(table(), limits, beam=beam, n_best=n_best, ranking=ranking, never=never)
     for sentence, (limit, got) in enumerate(zip(limits, found, strict=True)):
         if beam == 1:  # nothing goes on beside the one that ends
             want = [(each.tokens.tolist(), each.score) for each in got]
@@ -157,11 +159,11 @@ def test_a_beam_is_as_the_rules_say(seed):
 def test_many_sentences_are_as_each_alone(beam):
     rng = np.random.default_rng(beam)
     limits = rng.integers(1, 9, 12)
-    together = search("t", Table(7, 12), END, limits, beam=beam, n_best=beam)
+    together = find(Table(7, 12), limits, beam=beam, n_best=beam)
     for sentence, limit in enumerate(limits):
         table = Table(7, 12)
         table.rows = [(sentence, ())]
-        (alone,) = search("t", table, END, np.array([limit]), beam=beam, n_best=beam)
+        (alone,) = find(table, np.array([limit]), beam=beam, n_best=beam)
         assert [each.tokens.tolist() for each in alone] == [each.tokens.tolist() for each in together[sentence]]
         assert [each.score for each in alone] == pytest.approx([each.score for each in together[sentence]], rel=1e-6)
         assert len(alone) <= beam
@@ -172,7 +174,7 @@ def test_many_sentences_are_as_each_alone(beam):
 @pytest.mark.parametrize("never", [(), (0,), (0, 3)])
 def test_greedy(never):
     limits = np.array([6, 2, 9, 4])
-    found = search("t", Table(5, 4), END, limits, never=np.array(never, int))
+    found = find(Table(5, 4), limits, never=np.array(never, int))
     for sentence, limit in enumerate(limits):
         table, tokens = Table(5, 4), []
         while len(tokens) < limit and (not tokens or tokens[-1] != END):
@@ -187,7 +189,7 @@ def test_greedy(never):
 
 def test_attention_and_coverage():
     ranking, limits = Ranking(length_penalty=0.5, coverage_penalty=0.3), np.array([4, 3])
-    found = search("t", Table(5, 2, attention=3), END, limits, beam=3, n_best=3, ranking=ranking)
+    found = find(Table(5, 2, attention=3), limits, beam=3, n_best=3, ranking=ranking)
     for sentence, each in enumerate(found):
         for one in each:
             tokens, table = one.tokens.tolist(), Table(5, 2, attention=3)
@@ -210,7 +212,7 @@ def test_draws_in_the_place_of_a_search():
         drawn.append(len(logits))
         return np.full(len(logits), 2 if len(drawn) < 3 else END)
 
-    found = search("t", Table(4, 2), END, np.array([9, 2]), draw=draw)
+    found = find(Table(4, 2), np.array([9, 2]), draw=draw)
     assert [each[0].tokens.tolist() for each in found] == [[2, 2], [2, 2]]
     assert drawn == [2, 2, 1]
     table = Table(4, 2)
@@ -224,7 +226,7 @@ def test_a_search_ends_when_nothing_better_can_come():
             return np.array([0.0, 9.0, 0.0, 0.0], np.float32) if len(prefix) > 1 else super().logits(sentence, prefix)
 
     table = Sure(4, 1)
-    search("t", table, END, np.array([500]), beam=2, ranking=Ranking(length_penalty=0.0))
+    find(table, np.array([500]), beam=2, ranking=Ranking(length_penalty=0.0))
     assert table.steps < 6
 
 
@@ -237,7 +239,7 @@ def test_tokens_that_cannot_be_are_not_written():
             logits[3:] = -np.inf
             return logits
 
-    found = search("t", Narrow(6, 2), END, np.array([2, 3]), beam=60, n_best=60)
+    found = find(Narrow(6, 2), np.array([2, 3]), beam=60, n_best=60)
     assert [len(each) for each in found] == [7, 15]
     for each in found:
         assert all(set(one.tokens) <= {0, 2} for one in each)
@@ -250,7 +252,7 @@ def test_of_equal_tokens_the_first():
             return np.array([1.0, 3.0, 2.0, 2.0, 0.0], np.float32)
 
     for beam in (1, 2, 3):
-        (found,) = search("t", Equal(5, 1), END, np.array([2]), beam=beam, n_best=beam)
+        (found,) = find(Equal(5, 1), np.array([2]), beam=beam, n_best=beam)
         assert [each.tokens.tolist() for each in found] == [[], [2], [3]][:beam]
 
 
@@ -259,7 +261,7 @@ def test_the_end_is_the_only_symbol(beam):
     table = Table(1, 3)
     table.end = 0
     table.logits = lambda sentence, prefix: np.zeros(1, np.float32)
-    found = search("t", table, 0, np.array([1, 5, 0]), beam=beam, n_best=beam)
+    found = find(table, np.array([1, 5, 0]), end=0, beam=beam, n_best=beam)
     assert [[(len(one.tokens), one.log_p) for one in each] for each in found] == [[(0, 0.0)], [(0, 0.0)], []]
 
 
@@ -275,9 +277,9 @@ def test_nothing_that_goes_on_ranks_above_its_bound(penalty):
 
 
 def test_nothing_to_write():
-    assert search("t", Table(4, 0), END, np.empty(0, np.int64)) == []
-    assert search("t", Table(4, 2), END, np.array([0, 0])) == [[], []]
-    found = search("t", Table(4, 3), END, np.array([2, 0, 2]), beam=2)
+    assert find(Table(4, 0), np.empty(0, np.int64)) == []
+    assert find(Table(4, 2), np.array([0, 0])) == [[], []]
+    found = find(Table(4, 3), np.array([2, 0, 2]), beam=2)
     assert [len(each) for each in found] == [1, 0, 1]
 
 
@@ -286,4 +288,4 @@ def test_weights_that_are_no_numbers():
         table = Table(4, 1)
         table.logits = lambda sentence, prefix, value=value: np.full(4, value, np.float32)
         with pytest.raises(FloatingPointError, match="t: the model's outputs are not finite; check its weights"):
-            search("t", table, END, np.array([3]), beam=2)
+            find(table, np.array([3]), beam=2)

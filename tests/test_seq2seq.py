@@ -158,12 +158,12 @@ def test_attention_is_in_the_order_of_the_line():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("vocabulary", [WordVocabulary.of_text("x y z"), CharVocabulary.of_text("xyz")])
 def test_what_an_output_is_made_of(vocabulary, reverse):
-    """Unknown tokens are those of the source that were read most, its end aside; the model read three, and padding."""
+    """Unknown tokens are those of the source that were read most, its end aside; the model read three."""
     place = {symbol: int(vocabulary.encode(symbol)[0]) for symbol in "xyz"}
     tokens = np.array([place["x"], 0, place["z"], 0], np.int32)
     attention = np.random.default_rng(0).dirichlet(np.ones(4), 4)
     attention[1] = [0.1, 0.2, 0.3, 0.4]  # most from the end
-    found = Hypothesis(tokens, -3.0, -0.6, np.pad(attention, ((0, 0), (0, 2))))
+    found = Hypothesis(tokens, -3.0, -0.6, attention)
     read = ["a", "b", "c"]
     order = [2, 1, 0, 3] if reverse else [0, 1, 2, 3]
     for copy in (False, True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 
 from fastrnn.models import LanguageModel, Seq2Seq
+from model_files import edit
 from pair_models import check_files
 from tiny_model import Reporter
 from tiny_seq2seq import PAIRS, RUN, SOURCE, tiny
@@ -81,11 +81,7 @@ def test_the_metric_decides_what_is_best(tmp_path, monkeypatch):
 )
 def test_changed_checkpoints(trained, tmp_path, change, message):
     trained.save(tmp_path)
-    path = tmp_path / "model.json"
-    data = json.loads(path.read_text())
-    del data["sha256"]
-    change(data)
-    path.write_text(json.dumps(data))
+    edit(tmp_path, change)
     with pytest.raises(ValueError, match=message) as caught:
         Seq2Seq.load(tmp_path)
     assert str(caught.value).startswith(f"Seq2Seq.load: {tmp_path} is damaged: ")
@@ -96,11 +92,7 @@ def test_a_checkpoint_whose_vocabulary_has_no_end_of_a_line(tmp_path):
     model = tiny(level="char")
     model.fit((["ab", "b"], ["a", "ba"]), epochs=1, **RUN)
     model.save(tmp_path)
-    path = tmp_path / "model.json"
-    data = json.loads(path.read_text())
-    del data["sha256"]
-    data["target"]["symbols"] = data["target"]["symbols"].replace("\n", "")
-    path.write_text(json.dumps(data))
+    edit(tmp_path, lambda data: data["target"].update(symbols=data["target"]["symbols"].replace("\n", "")))
     with pytest.raises(ValueError, match="the target vocabulary must have a symbol for the end of a line"):
         Seq2Seq.load(tmp_path)
 

@@ -102,7 +102,7 @@ def _bounds(lengths: np.ndarray, batch_size: int, max_tokens: int | None) -> lis
 
 
 class Examples:
-    """What a ``training.Trainer`` learns from: the batches of ``Buckets``, one a step, each of which begins anew.
+    """What a ``training.Trainer`` learns from, but for ``step``: the batches of ``Buckets``, each of which begins anew.
 
     Args:
         take: makes a batch, whatever ``loss_and_grads`` of the model takes first, from example numbers, int64 (b,).
@@ -164,14 +164,8 @@ class Examples:
     def tokens_before(self, epoch: int, position: int) -> int:
         """How many tokens the batches of an epoch before a position predict, or all of them at ``length``."""
         position = check_size("Examples.tokens_before", "position", position, low=0, high=self.length)
-        return sum(self._count(epoch, before) for before in range(position))
+        return sum(self.count(epoch, before) for before in range(position))
 
-    def step(
-        self, model: Any, epoch: int, position: int, state: Any, rng: np.random.Generator, done: float
-    ) -> tuple[float, int, None]:
-        """The loss of the batch at a position, how many tokens it predicts, and no state for the next step."""
-        loss = model.loss_and_grads(self.batch(epoch, position), rng, done=done, accumulate=False)
-        return loss, self._count(epoch, position), None
-
-    def _count(self, epoch: int, position: int) -> int:
+    def count(self, epoch: int, position: int) -> int:
+        """How many tokens the batch at a position predicts."""
         return int(self._tokens[self._buckets.rows(epoch, position)].sum())

@@ -188,7 +188,7 @@ class DecoderTape:
 class Decoder:
     """Predicts a sequence token by token, from the encoder's final state and what attention reads of its outputs::
 
-        y_t = f(E[w_t], y_(t-1))               with input feeding f([E[w_t]; a_(t-1)], y_(t-1))
+        y_t = f(E[w_t], y_(t-1))               with input feeding f([E[w_t]; dropout(a_(t-1))], y_(t-1))
         a_t = tanh(W_c [context_t; y_t] + b_c)    without attention a_t = y_t
         p(w_(t+1)) = softmax(W a_t + b)
 

@@ -162,8 +162,7 @@ class LabellingModel(PairsModel):
         accumulate: bool = True,
     ) -> float:
         self._built("loss_and_grads")
-        if rng is None and self.dropout > 0.0:
-            raise ValueError(f"{type(self).__name__}.loss_and_grads: dropout needs rng")
+        self._check_drawing(rng, dropout=self.dropout)
         if not accumulate:
             self._zero_grads_before(self._output)
         lengths = batch.source_lengths
@@ -181,11 +180,8 @@ class LabellingModel(PairsModel):
 
     def _nats(self, batch: Batch) -> np.ndarray:
         places, targets = _labels_in(batch)
-        rows, nats = (
-            len(batch.source_lengths),
-            self._output.nats(self._features_of(batch.source, batch.source_lengths, places), targets),
-        )
-        return np.bincount(places % rows, nats, rows)
+        features, rows = self._features_of(batch.source, batch.source_lengths, places), len(batch.source_lengths)
+        return np.bincount(places % rows, self._output.nats(features, targets), rows)
 
     def _figures(
         self,

@@ -152,8 +152,7 @@ class LanguageModel(NeuralModel):
         accumulate: bool = True,
     ) -> tuple[float, Any]:
         self._built("loss_and_grads")
-        if rng is None and self.recurrent.dropout > 0.0:
-            raise ValueError("LanguageModel.loss_and_grads: a model with dropout needs rng")
+        self._check_drawing(rng, dropout=float(np.max(self.dropout)))
         with self._arrays.current():
             x, x_mask = self._drop_embeddings.forward(self.embed.forward(inputs), rng)
             dropout_seed = None if rng is None else int(rng.integers(2**64, dtype=np.uint64))

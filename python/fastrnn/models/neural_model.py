@@ -69,7 +69,7 @@ class NeuralModel(Trainable, TextModel):
 
         Gradients are added to ``grads``; without ``accumulate`` they take the place of those of earlier calls, as after
         ``zero_grad``, in less time. They end at ``state``: what came before it is taken as given (truncated
-        backpropagation through time). Without ``rng`` there is no dropout.
+        backpropagation through time). Dropout is drawn by ``rng``.
         """
 
     @abstractmethod

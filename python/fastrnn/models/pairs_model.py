@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from ..checks import check_choice, check_flag, check_probability, check_size
 from . import metrics as measures
 from .buckets import Examples
+from .decoding import not_finite
 from .lines import Sentences
 from .model import perplexity
 from .nn import Embedding, Output
@@ -22,7 +24,7 @@ from .run import Settings
 from .schedules import Options
 from .stack import CELLS, make_stack
 from .trainable import Trainable
-from .translation import MAX_LENGTH, tokens_of
+from .translation import MAX_LENGTH, compared
 from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, CharVocabulary, Vocabulary
 
 Pairs = tuple[Any, Lines]  # sources as a kind of model takes them, mostly lines, and target lines
@@ -41,7 +43,7 @@ class _Data(Examples):
             sampling=self.options["sampling"] * min(done, 1.0),
             accumulate=False,
         )
-        return loss, self._count(epoch, position), None
+        return loss, self.count(epoch, position), None
 
 
 class PairsModel(Trainable):
@@ -96,7 +98,7 @@ class PairsModel(Trainable):
     ) -> float:
         """Mean cross-entropy of the targets of a batch, in nats, whose gradients are added to ``grads``.
 
-        Without ``accumulate`` they take the place of those of earlier calls. Without ``rng`` there is no dropout.
+        Without ``accumulate`` they take the place of those of earlier calls. Dropout and sampling are drawn by ``rng``.
         """
 
     @abstractmethod
@@ -180,7 +182,11 @@ class PairsModel(Trainable):
                 raise ValueError(f"the {name} vocabulary must be of level {level!r}, got {vocabularies[name].level!r}")
         self._ends = {name: _end_of(name, vocabulary) for name, vocabulary in vocabularies.items()}
         self.vocabularies = dict(vocabularies)
-        self._make_weights()
+        try:
+            self._make_weights()
+        except BaseException:  # too large ones, say
+            self.vocabularies = {}
+            raise
 
     # -- pairs as ids --------------------------------------------------------------------------------------------------
 
@@ -318,8 +324,6 @@ class PairsModel(Trainable):
         needing = settings.needs_valid(options) or (f"metric={metric!r}" if metric != "loss" else None)
         if valid is None and needing:
             raise ValueError(f"{where}: {needing} needs valid pairs")
-        if metric in measures.METRICS:  # whose library is better known to be there now than after an epoch
-            measures.score(metric, ["a"], ["a"], ["a"], str.split)
         pairs = self._read(where, "train", train)
         held_out = None if valid is None else self._read(where, "valid", valid)
         built = bool(self.vocabularies)
@@ -328,8 +332,10 @@ class PairsModel(Trainable):
         try:
             source, target = self._ids(where, "train", train, pairs, max_length)
             ids = None if held_out is None else self._ids(where, "valid", valid, held_out, max_length)
+            if held_out is not None and metric in measures.METRICS:  # what fails should fail now, not after an epoch
+                self._measure(metric, held_out[1], held_out)
             self._begin(settings)
-        except (ValueError, OSError):
+        except (ValueError, OSError, RuntimeError):
             if not built:  # those of lines that are wrong are none to go on with
                 self.vocabularies = {}
             raise
@@ -354,7 +360,9 @@ class PairsModel(Trainable):
         evaluate: Callable[[], dict[str, float]] | None = None
         if held_out is not None and ids is not None:
             names = () if metric == "loss" else (metric,)
-            evaluate = partial(self._figures, held_out, ids, names, batch_size)
+            longest = int(max(ids[0].lengths.max(), ids[1].lengths.max()))
+            most = batch_size if max_tokens is None else min(batch_size, max(max_tokens // longest, 1))
+            evaluate = partial(self._figures, held_out, ids, names, most)
         shown = (pairs if held_out is None else held_out)[0][:1]
         return self._fit(
             settings,
@@ -382,6 +390,10 @@ class PairsModel(Trainable):
         Returns a dict: ``loss`` (nats per token of the targets, their ends included), ``perplexity`` (exp(loss), at
         most 1e304), ``tokens``, and one entry for each of ``metrics``: see ``models.metrics``. Models that write find
         their answers with this ``beam``.
+
+        Raises:
+            TypeError, ValueError: naming the argument, or the file and its line. FloatingPointError: the weights hold
+                NaN or infinity.
         """
         where = f"{type(self).__name__}.evaluate"
         self._built("evaluate")
@@ -394,7 +406,10 @@ class PairsModel(Trainable):
         batch_size = check_size(where, "batch_size", batch_size)
         lines = self._read(where, "pairs", pairs)
         ids = self._ids(where, "pairs", pairs, lines, check_size(where, "max_length", max_length))
-        return self._figures(lines, ids, metrics, batch_size, beam) | {"tokens": int(ids[1].lengths.sum())}
+        figures = self._figures(lines, ids, metrics, batch_size, beam)
+        if not math.isfinite(figures["loss"]):
+            raise not_finite(where)
+        return figures | {"tokens": int(ids[1].lengths.sum())}
 
     def _figures(
         self,
@@ -409,19 +424,26 @@ class PairsModel(Trainable):
         if names:
             outputs = self._answers(pairs[0], beam, batch_size)
             for name in names:
-                figures[name] = measures.score(
-                    name, outputs, pairs[1], pairs[0], partial(tokens_of, self.vocabularies["target"])
-                )
+                figures[name] = self._measure(name, outputs, pairs)
         return figures
 
+    def _measure(self, metric: str, outputs: Sequence[str], pairs: tuple[Any, Any]) -> float:
+        return measures.score(metric, outputs, pairs[1], pairs[0], partial(compared, self.vocabularies["target"]))
+
     def score(self, pairs: Pairs, *, batch_size: int = 64, max_length: int = MAX_LENGTH) -> np.ndarray:
-        """log p of each target given its source, its end included, in nats: float64 (pairs,)."""
+        """log p of each target given its source, its end included, in nats: float64 (pairs,).
+
+        Arguments and errors are those of ``evaluate``.
+        """
         where = f"{type(self).__name__}.score"
         self._built("score")
         batch_size = check_size(where, "batch_size", batch_size)
         lines = self._read(where, "pairs", pairs)
         ids = self._ids(where, "pairs", pairs, lines, check_size(where, "max_length", max_length))
-        return -self._nats_of(*ids, batch_size)
+        nats = self._nats_of(*ids, batch_size)
+        if not np.isfinite(nats).all():
+            raise not_finite(where)
+        return -nats
 
     def _nats_of(self, source: Any, target: Sentences, batch_size: int) -> np.ndarray:
         nats = np.empty(len(target))

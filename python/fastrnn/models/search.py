@@ -26,7 +26,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An output: ``tokens`` without the end, their ``log_p`` with it in nats, the ``score`` that ranks it, and the
+    """An output: ``tokens`` without the end, the ``log_p`` of what was written (the end, too, unless it was cut off) in
+    nats, the ``score`` that ranks it, and the
     ``attention`` (tokens, S) that was paid when each was chosen, if there was any."""
 
     tokens: np.ndarray
@@ -68,8 +69,11 @@ class _Search:
     Every sentence that is not done has the same number of rows, next to each other: at first one, then ``beam``.
     """
 
-    def __init__(self, limits: np.ndarray, beam: int, n_best: int, ranking: Ranking, end: int) -> None:
-        self._limits, self._beam, self._n_best, self._ranking, self._end = limits, beam, n_best, ranking, end
+    def __init__(
+        self, limits: np.ndarray, lengths: np.ndarray, beam: int, n_best: int, ranking: Ranking, end: int
+    ) -> None:
+        self._limits, self._lengths, self._end = limits, lengths, end
+        self._beam, self._n_best, self._ranking = beam, n_best, ranking
         self.finished: list[list[Hypothesis]] = [[] for _ in limits]
         self.live = np.flatnonzero(limits > 0)  # numbers of sentences
         self.log_p = np.zeros((len(self.live), 1))
@@ -130,7 +134,7 @@ class _Search:
         attention = None
         if self._attention:
             read = zip(self._attention, reversed(path), strict=True)
-            attention = np.stack([weights[place] for weights, place in read])[: len(ids)]
+            attention = np.stack([weights[place] for weights, place in read])[: len(ids), : self._lengths[number]]
         score = self._ranking.score(log_p, length, attention)
         self.finished[number].append(Hypothesis(ids, log_p, score, attention))
 
@@ -149,6 +153,7 @@ def search(
     decoder: Rows,
     end: int,
     limits: np.ndarray,
+    lengths: np.ndarray,
     *,
     beam: int = 1,
     n_best: int = 1,
@@ -160,6 +165,7 @@ def search(
     """The ``n_best`` <= ``beam`` outputs of each sentence, best first.
 
     Rows begin after the token ``end``, which also ends them. One of ``limits`` (B,) tokens without it is cut off there.
+    Attention reads inputs of ``lengths`` (B,).
     At each length the ``beam`` open outputs of highest log p stay, and those that end are finished if they are among
     the ``beam`` best. A sentence is done when ``beam`` outputs have ended, or when none that is open can come among
     the best. Tokens of ``never`` are not written.
@@ -167,7 +173,7 @@ def search(
     Without ``attention`` what it read is not kept, and coverage counts for nothing. ``draw`` gives a token for each row
     of logits (N, V), in the place of a search (``beam`` 1).
     """
-    state = _Search(limits, beam, n_best, Ranking() if ranking is None else ranking, end)
+    state = _Search(limits, lengths, beam, n_best, Ranking() if ranking is None else ranking, end)
     never = np.empty(0, np.int32) if never is None else never.astype(np.int32)
     count = 1 if beam == 1 else 2 * beam
     if len(state.live) < len(limits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from .attention import Attention
 from .encoder_decoder import Bridge, Combine, Decoder, Encoder
 from .nn import Embedding, Output
 from .pairs import read_side
+from .search import Hypothesis
 from .trainable import Part
 from .translation import Decoding, Translation, breaks_in, tokens_of, translation_of
-from .vocabulary import VOCABULARIES
+from .vocabulary import UNKNOWN, VOCABULARIES
 from .writing_model import WritingModel
 
 _VOCAB_SIZE = 8192
@@ -29,7 +30,7 @@ class Seq2Seq(WritingModel):
     target from those before it and from what attention reads of the encoder's outputs ``m_s``::
 
         m, s_0 = encoder(dropout(E_source[x]))              with bidirectional: s_0 through a layer, see Bridge
-        y_t, s_t = decoder(dropout(E_target[w_t]), s_(t-1))     with input feeding [E_target[w_t]; a_(t-1)]
+        y_t, s_t = decoder(dropout(E_target[w_t]), s_(t-1))     with input feeding [E_target[w_t]; dropout(a_(t-1))]
         a_t = tanh(W_c [attention(y_t, m); y_t] + b_c)          without attention a_t = y_t
         p(w_(t+1) | w_1 ... w_t, x) = softmax(W dropout(a_t) + b)
 
@@ -185,8 +186,14 @@ class Seq2Seq(WritingModel):
 
     def translate(self, lines: Sequence[str], beam: int = 1, **options: Any) -> list[str]:
         """The best output for each line: ``translations``, whose options it takes, as text alone."""
-        where = "Seq2Seq.translate"
-        return [found[0].text for found in self._translations(where, lines, beam, 1, False, options)]
+        lines, how, found = self._outputs("Seq2Seq.translate", lines, beam, 1, False, options)
+        texts, target = [""] * len(lines), self.vocabularies["target"]
+        for number, (best, *_) in found:
+            copies = how.copy and UNKNOWN in best.tokens
+            texts[number] = (
+                self._translation(best, lines[number], how).text if copies else target.decode(best.tokens.tolist())
+            )
+        return texts
 
     def translations(
         self, lines: Sequence[str], beam: int = 1, n_best: int = 1, **options: Any
@@ -194,7 +201,8 @@ class Seq2Seq(WritingModel):
         """The ``n_best`` outputs for each line, best first, with their probabilities and what was read for each token.
 
         Args:
-            lines: a list of str without line breaks. An empty one, or one of whitespace, gives an empty output.
+            lines: a list of str without line breaks, or the ``pathlib.Path`` of a file. An empty line, or one of
+                whitespace, gives an empty output.
             beam: how many outputs are followed side by side; 1: always the most probable token.
             n_best: how many of them are wanted, at most ``beam``; for a line that gives fewer there are fewer.
             length_penalty: outputs are ranked by log p / tokens^length_penalty, in [0, 1] (1).
@@ -211,23 +219,24 @@ class Seq2Seq(WritingModel):
         Raises:
             TypeError, ValueError: naming the argument or line. FloatingPointError: the weights hold NaN or infinity.
         """
-        return self._translations("Seq2Seq.translations", lines, beam, n_best, True, options)
+        lines, how, found = self._outputs("Seq2Seq.translations", lines, beam, n_best, True, options)
+        answers = [[Translation("", [], [], 0.0, 0.0, None)] for _ in lines]
+        for number, best in found:
+            answers[number] = [self._translation(each, lines[number], how) for each in best]
+        return answers
 
-    def _translations(
+    def _translation(self, best: Hypothesis, line: str, how: Decoding) -> Translation:
+        source = tokens_of(self.vocabularies["source"], line)
+        return translation_of(best, source, self.vocabularies["target"], self.reverse, how.copy)
+
+    def _outputs(
         self, where: str, lines: Sequence[str], beam: int, n_best: int, attention: bool, options: dict[str, Any]
-    ) -> list[list[Translation]]:
-        vocabularies = self._built(where.rpartition(".")[2])
+    ) -> tuple[Sequence[str], Decoding, Iterator[tuple[int, list[Hypothesis]]]]:
+        """The lines, how outputs are found, and the outputs of each line that is not empty, by its number."""
+        self._built(where.rpartition(".")[2])
         how = Decoding.of_options(where, beam, n_best, self.attention != "none", self._sampling, options)
         given, lines = lines, read_side(where, "lines", lines)
         source = self._sentences(where, "lines", "source", given, lines, how.max_length)
         limits = how.limits(source.lengths - 1)
-        found: list[list[Translation]] = [[] for _ in lines]
-        written = np.array([bool(line.strip()) for line in lines], bool)
-        for number in np.flatnonzero(~written).tolist():
-            found[number] = [Translation("", [], [], 0.0, 0.0, None)]
-        for number, best in self._hypotheses(where, source, np.flatnonzero(written), limits, how, attention):
-            tokens = tokens_of(vocabularies["source"], lines[number])
-            found[number] = [
-                translation_of(each, tokens, vocabularies["target"], self.reverse, how.copy) for each in best
-            ]
-        return found
+        written = np.flatnonzero([bool(line.strip()) for line in lines])
+        return lines, how, self._hypotheses(where, source, written, limits, how, attention)

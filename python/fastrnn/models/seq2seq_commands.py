@@ -109,6 +109,8 @@ def _translate(args: argparse.Namespace) -> None:
         set_num_threads(args.threads)
     if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as the input, whatever the locale
+    if sys.stdin is None:
+        raise RuntimeError("standard input is closed: lines to translate are read there")
     model = _load_best(args.model)
     how = given(args, _DECODING) | {"n_best": args.n_best or 1, "max_length": args.max_length}
     model.translations([], args.beam, seed=args.seed, **how)  # what is wrong with the options shows before a line comes

@@ -102,6 +102,12 @@ class Trainable(Model):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
+    def _check_drawing(self, rng: np.random.Generator | None, **shares: float) -> None:
+        """A generator is there for what is drawn."""
+        for name, share in shares.items():
+            if rng is None and share > 0.0:
+                raise ValueError(f"{type(self).__name__}.loss_and_grads: {name}={share} needs rng, got None")
+
     def _begin(self, settings: Settings) -> None:
         """Once all arguments are checked: what a run needs before anything is made of its data."""
         if settings.resume and self._training is None:

@@ -20,6 +20,7 @@ OPTIONS = (
     "max_length",
 )  # fmt: skip
 _UNKNOWN_TOKENS = ("avoid", "keep", "copy")
+_WIDEST = 1 << 16  # beam
 _EXTRA = 10  # tokens that an output may have beyond its share of the source
 _MOST = 1 << 31  # of that share: far from overflow
 
@@ -58,7 +59,7 @@ class Decoding:
         max_length: Any = MAX_LENGTH,
     ) -> Decoding:
         """From arguments of a model that ``attends`` to its source; a TypeError or ValueError names the wrong one."""
-        beam = check_size(where, "beam", beam)
+        beam = check_size(where, "beam", beam, high=_WIDEST)
         if check_size(where, "n_best", n_best) > beam:
             raise ValueError(f"{where}: n_best must be at most beam={beam}, got {n_best}")
         ranking = Ranking(
@@ -127,7 +128,7 @@ class Translation:
         text: the line.
         tokens: its tokens as text, without its end; unknown ones as the text shows them.
         source: the tokens that were read, in the order of the line, without its end.
-        log_p: log probability of the whole output, its end included, in nats.
+        log_p: log probability of what was written in nats: of the tokens and, unless the output was cut off, its end.
         score: what it was ranked by.
         attention: (len(tokens), len(source) + 1): row t, which sums to 1, says how much token t was read from each
             token of the source and, in the last column, its end; None for a model without attention.
@@ -146,24 +147,26 @@ def translation_of(
 ) -> Translation:
     """``source``: the tokens of the line; ``reverse``: the model read them from the end; ``copy``: for unknown ones."""
     attention = hypothesis.attention
-    if attention is not None:
-        attention = attention[:, : len(source) + 1]
-        if reverse:
-            attention = np.concatenate([attention[:, -2::-1], attention[:, -1:]], axis=1)
+    if attention is not None and reverse:
+        attention = np.concatenate([attention[:, -2::-1], attention[:, -1:]], axis=1)
     ids = hypothesis.tokens.tolist()
-    tokens = [vocabulary.decode([i]) for i in ids]
-    if not copy or UNKNOWN not in ids or not source:
-        return Translation(vocabulary.decode(ids), tokens, list(source), hypothesis.log_p, hypothesis.score, attention)
-    assert attention is not None
-    for place in np.flatnonzero(hypothesis.tokens == UNKNOWN):
-        tokens[place] = source[int(attention[place, :-1].argmax())]
-    text = (" " if isinstance(vocabulary, WordVocabulary) else "").join(tokens)
+    tokens, text = [vocabulary.decode([i]) for i in ids], vocabulary.decode(ids)
+    if copy and UNKNOWN in ids and source:
+        assert attention is not None
+        for place in np.flatnonzero(hypothesis.tokens == UNKNOWN):
+            tokens[place] = source[int(attention[place, :-1].argmax())]
+        text = (" " if isinstance(vocabulary, WordVocabulary) else "").join(tokens)
     return Translation(text, tokens, list(source), hypothesis.log_p, hypothesis.score, attention)
 
 
 def tokens_of(vocabulary: Vocabulary, line: str) -> list[str]:
     """A line's tokens as text, without what separates them, unknown ones as they are."""
     return [piece.strip() or piece for piece in vocabulary.pieces(line)]
+
+
+def compared(vocabulary: Vocabulary, line: str) -> list[str]:
+    """What ``metrics`` compare: words, however many blanks are between them, or all of the line, cut into tokens."""
+    return tokens_of(vocabulary, line) if isinstance(vocabulary, WordVocabulary) else vocabulary.pieces(line)
 
 
 def breaks_in(vocabulary: Vocabulary, end: int) -> np.ndarray:

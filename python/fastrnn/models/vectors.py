@@ -35,6 +35,8 @@ class Vectors(Sequence[tuple[float, ...]]):
             array = np.asarray(given)
         except ValueError:  # NumPy's own message names no argument
             raise ValueError(f"{where}: {name} must have shape (n, {features}), got rows of other shapes") from None
+        if array.shape == (0,):
+            array = array.reshape(0, features)
         if array.dtype.kind not in "buif":
             raise TypeError(f"{where}: {name} must be real numbers (n, {features}), got {array.dtype}")
         if array.ndim != 2 or array.shape[1] != features:

@@ -119,6 +119,7 @@ class WindowModel(NeuralModel):
         accumulate: bool = True,
     ) -> tuple[float, Any]:
         self._built("loss_and_grads")
+        self._check_drawing(rng, dropout=self.dropout)
         tokens = self._extended(inputs, state)
         x, x_mask = self._drop.forward(self._seen(tokens), rng)
         rows = x.reshape(-1, x.shape[2])

@@ -57,8 +57,7 @@ class WritingModel(PairsModel):
         accumulate: bool = True,
     ) -> float:
         self._built("loss_and_grads")
-        if rng is None and (self.dropout > 0.0 or sampling > 0.0):
-            raise ValueError(f"{type(self).__name__}.loss_and_grads: dropout and sampling need rng")
+        self._check_drawing(rng, dropout=self.dropout, sampling=sampling)
         encoder, decoder = self._encoder, self._decoder
         if not accumulate:
             self._zero_grads_before(decoder.output)
@@ -90,8 +89,8 @@ class WritingModel(PairsModel):
         for places in similar(source.lengths[rows], how.batch_size):
             chosen = rows[places]
             found = search(
-                where, self._steps(*source.batch(chosen)), self._ends["target"], limits[chosen], beam=how.beam,
-                n_best=how.n_best, ranking=how.ranking, never=how.never(self._breaks), draw=how.draw,
+                where, self._steps(*source.batch(chosen)), self._ends["target"], limits[chosen], source.lengths[chosen],
+                beam=how.beam, n_best=how.n_best, ranking=how.ranking, never=how.never(self._breaks), draw=how.draw,
                 attention=attention or how.reads,
             )  # fmt: skip
             yield from zip(chosen.tolist(), found, strict=True)
