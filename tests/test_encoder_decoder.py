@@ -9,8 +9,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fastrnn.models import Seq2Seq
-from fastrnn.models.encoder_decoder import Bridge, Combine, Steps
+from fastrnn.models.encoder_decoder import Bridge, Steps
 from fastrnn.models.nn import Embedding, Output
+from fastrnn.models.reading import Combine
 from fastrnn.models.writing_model import _sampled
 from pair_models import TOLERANCE, batch_of, check_gradients, check_padding, gradients, log_softmax
 

@@ -25,8 +25,9 @@ from fastrnn.bench import machine
 from fastrnn.clipping import clip_grad_norm
 from fastrnn.layers import LSTM
 from fastrnn.models.attention import Attention
-from fastrnn.models.encoder_decoder import Bridge, Combine, Decoder, Encoder
+from fastrnn.models.encoder_decoder import Bridge, Decoder, Encoder
 from fastrnn.models.nn import Dropout, Embedding, Output
+from fastrnn.models.reading import Combine
 from fastrnn.models.seq2seq import Seq2Seq
 from fastrnn.models.training import Trainer
 from fastrnn.optim import Optimizer

@@ -14,10 +14,9 @@ import numpy as np
 
 from .. import _core
 from ..arrays import HOST
-from . import attention
-from .attention import Attention, Memory
 from .nn import Dropout, Embedding, Layer, Output
 from .products import add_outer, product
+from .reading import Reader, Reading
 
 State = Any  # of a recurrent layer: h, or the pair (h, c)
 Rng = np.random.Generator | None
@@ -75,50 +74,6 @@ def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([product(*layer) for layer in zip(a, b, strict=True)])
 
 
-class Combine(Layer):
-    """What attention read joins the output of the decoder's layers::
-
-        a = tanh(W [context; y] + b)
-
-    Each half of W has a product of its own, so that contexts and outputs may stay where they were made. Contexts
-    (T, B, M) and their gradients are in memory row by row, as attention has them. What stands past the end of a row is
-    computed, too: batches have rows of similar lengths, and to pick the tokens out first took longer.
-
-    W (H, M + H), b (H,), each U(-1/sqrt(M + H), 1/sqrt(M + H)) at first.
-    """
-
-    def __init__(self, memory_size: int, hidden: int, dtype: np.dtype, rng: np.random.Generator) -> None:
-        super().__init__(HOST)
-        self._memory_size = memory_size
-        bound = 1.0 / math.sqrt(memory_size + hidden)
-        for name, shape in (("weight", (hidden, memory_size + hidden)), ("bias", (hidden,))):
-            self._add(name, rng.uniform(-bound, bound, shape).astype(dtype))
-
-    def _halves(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return matrix[:, : self._memory_size], matrix[:, self._memory_size :]
-
-    def forward(self, contexts: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """a (T, B, H), of outputs y (T, B, H)."""
-        of_contexts, of_outputs = self._halves(self.parameters["weight"])
-        a = product(outputs, of_outputs.T)
-        a += product(contexts.swapaxes(0, 1), of_contexts.T).swapaxes(0, 1)
-        a += self.parameters["bias"]
-        return np.tanh(a, out=a)
-
-    def backward(
-        self, contexts: np.ndarray, outputs: np.ndarray, a: np.ndarray, da: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The gradients of contexts and outputs."""
-        # of tanh: 1 - tanh^2
-        dsums = da * (1.0 - a * a)
-        by_row = np.ascontiguousarray(dsums.swapaxes(0, 1))
-        (of_contexts, of_outputs), grads = self._halves(self.parameters["weight"]), self._halves(self.grads["weight"])
-        add_outer(grads[0], by_row, contexts.swapaxes(0, 1))
-        add_outer(grads[1], dsums, outputs)
-        self.grads["bias"] += dsums.sum(axis=(0, 1))
-        return product(by_row, of_contexts).swapaxes(0, 1), product(dsums, of_outputs)
-
-
 def _side_by_side(part: np.ndarray) -> np.ndarray:
     """(2 L, B, H) -> (L, B, 2 H)."""
     directions, rows, size = part.shape
@@ -172,8 +127,7 @@ class _Segment:
     steps: slice
     rows: np.ndarray  # which of the (T B) places of the segment hold a token
     tape: Any = None
-    read: attention.Tape | None = None
-    joined: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # contexts, outputs, and what these became
+    read: Any = None
     mask: np.ndarray | None = None
 
 
@@ -181,7 +135,7 @@ class _Segment:
 class DecoderTape:
     inputs: np.ndarray
     mask: Any
-    memory: Memory | None
+    reading: Reading | None
     segments: list[_Segment] = field(default_factory=list)
 
 
@@ -202,37 +156,36 @@ class Decoder:
         self,
         embed: Embedding,
         stack: Any,
-        attend: Attention | None,
-        combine: Combine | None,
+        reader: Reader | None,
         output: Output,
         dropout: float,
         input_feeding: bool,
     ) -> None:
-        self.embed, self.stack, self.attend, self.combine, self.output = embed, stack, attend, combine, output
+        self.embed, self.stack, self.reader, self.output = embed, stack, reader, output
         self.input_feeding = input_feeding
         self._dropout = Dropout(dropout)
 
-    def prepare(self, memory: np.ndarray, lengths: np.ndarray) -> Memory | None:
-        return None if self.attend is None else self.attend.prepare(memory, lengths)
+    def prepare(self, memory: np.ndarray, lengths: np.ndarray) -> Reading | None:
+        return None if self.reader is None else self.reader.prepare(memory, lengths)
 
     def __call__(
-        self, inputs: np.ndarray, lengths: np.ndarray, memory: Memory | None, state: State
+        self, inputs: np.ndarray, lengths: np.ndarray, reading: Reading | None, state: State
     ) -> tuple[np.ndarray, np.ndarray]:
         """What the output layer gets for each token, (N, size), and where in (T B) these are; no dropout."""
-        rows, _ = self._run(inputs, lengths, memory, state, None, keep=False)
+        rows, _ = self._run(inputs, lengths, reading, state, None, keep=False)
         return rows, token_places(len(inputs), lengths)
 
     def forward(
-        self, inputs: np.ndarray, lengths: np.ndarray, memory: Memory | None, state: State, rng: Rng
+        self, inputs: np.ndarray, lengths: np.ndarray, reading: Reading | None, state: State, rng: Rng
     ) -> tuple[np.ndarray, DecoderTape]:
         """The same, with dropout, and what ``backward`` needs; inputs (T, B)."""
-        return self._run(inputs, lengths, memory, state, rng, keep=True)
+        return self._run(inputs, lengths, reading, state, rng, keep=True)
 
     def _run(
-        self, inputs: np.ndarray, lengths: np.ndarray, memory: Memory | None, state: State, rng: Rng, keep: bool
+        self, inputs: np.ndarray, lengths: np.ndarray, reading: Reading | None, state: State, rng: Rng, keep: bool
     ) -> tuple[np.ndarray, DecoderTape]:
         x_all, mask = self._dropout.forward(self.embed.forward(inputs), rng)
-        tape, fed, found = DecoderTape(inputs, mask, memory), None, []
+        tape, fed, found = DecoderTape(inputs, mask, reading), None, []
         for steps in self._cuts(len(inputs)):
             x, left = x_all[steps], np.clip(lengths - steps.start, 0, steps.stop - steps.start)
             segment = _Segment(steps, token_places(len(x), left))
@@ -243,8 +196,9 @@ class Decoder:
                 y, state, segment.tape = self.stack.forward(x, state, lengths=left, dropout_seed=dropout_seed(rng))
             else:
                 y, state = self.stack(x, state, lengths=left)
-            features = self._features(y, memory, segment)
-            features, segment.mask = self._dropout.forward(features, rng)
+            if reading is not None:
+                y, segment.read = reading.forward(y)
+            features, segment.mask = self._dropout.forward(_taken(y, segment.rows), rng)
             if self.input_feeding:
                 fed = _spread(features, segment.rows, y.shape[:2])
             found.append(features)
@@ -259,18 +213,9 @@ class Decoder:
     def _nothing_fed(self, x: np.ndarray) -> np.ndarray:
         return np.zeros((*x.shape[:2], self.stack.hidden_size), x.dtype)
 
-    def _features(self, y: np.ndarray, memory: Memory | None, segment: _Segment) -> np.ndarray:
-        if self.attend is not None and memory is not None and self.combine is not None:
-            contexts, segment.read = self.attend.forward(y, memory)
-            joined = self.combine.forward(contexts, y)
-            segment.joined = contexts, y, joined
-            y = joined
-        return _taken(y, segment.rows)
-
     def backward(self, tape: DecoderTape, drows: np.ndarray) -> tuple[np.ndarray | None, State]:
         """The gradients of the encoder's outputs (S, B, M), None without attention, and of the first state."""
-        memory, dstate, dfed = tape.memory, None, None
-        dmemory = None if memory is None else memory.zeros()
+        gradient, dstate, dfed = None if tape.reading is None else tape.reading.gradient(), None, None
         dx_all = np.empty((*tape.inputs.shape, self.embed.parameters["weight"].shape[1]), drows.dtype)
         end = len(drows)
         for segment in reversed(tape.segments):
@@ -280,37 +225,30 @@ class Decoder:
             d = Dropout.backward(segment.mask, d)
             shape = (segment.steps.stop - segment.steps.start, tape.inputs.shape[1])
             dy = _spread(d, segment.rows, shape)
-            if segment.read is not None and segment.joined is not None:
-                assert self.attend is not None
-                assert self.combine is not None
-                assert memory is not None
-                assert dmemory is not None
-                dcontexts, dy = self.combine.backward(*segment.joined, dy)
-                dy += self.attend.backward(segment.read, dcontexts, memory, dmemory)
+            if gradient is not None:
+                dy = gradient.through(segment.read, dy)
             dx, dstate = self.stack.backward(segment.tape, dy, dstate)
             if self.input_feeding:
                 size = dx_all.shape[2]
                 dx, dfed = dx[:, :, :size], dx[:, :, size:]
             dx_all[segment.steps] = dx
         self.embed.backward(tape.inputs, Dropout.backward(tape.mask, dx_all))
-        if memory is None or self.attend is None or dmemory is None:
-            return None, dstate
-        return self.attend.prepare_backward(memory, dmemory), dstate
+        return None if gradient is None else gradient.of_outputs(), dstate
 
 
 class Steps:
     """A decoder one token at a time (the protocol ``Decoder`` of ``decoding``), on the layer's packed weights.
 
-    Its rows are those of the sentences in ``memory``, equally many next to each other for each sentence; ``select``
+    Its rows are those of the sentences that it reads, equally many next to each other for each sentence; ``select``
     must leave it so, but may leave sentences out and change their order.
     """
 
-    def __init__(self, decoder: Decoder, memory: Memory | None, state: State) -> None:
-        self._decoder, self._memory = decoder, memory
+    def __init__(self, decoder: Decoder, reading: Reading | None, state: State) -> None:
+        self._decoder, self._reading = decoder, reading
         rows = _parts(state)[0].shape[1]
         self._stream = decoder.stack.stream(rows)
         self._stream.state = state
-        self._sentences = np.arange(rows)  # of each row, by their place in the memory
+        self._sentences = np.arange(rows)  # of each row, by their place in what is read
         self._fed: np.ndarray | None = None
         self._symbols: _core.TopSymbols | None = None
         self.weights: np.ndarray | None = None  # of attention at the last step, (N, S)
@@ -333,13 +271,8 @@ class Steps:
             fed = decoder._nothing_fed(x[None])[0] if self._fed is None else self._fed
             x = np.concatenate([x, fed], axis=1)
         features = self._stream.step(x)
-        if self._memory is not None and decoder.attend is not None and decoder.combine is not None:
-            sentences = len(self._memory.values)
-            queries = features.reshape(sentences, len(features) // max(sentences, 1), features.shape[1])
-            contexts, weights = decoder.attend.read(queries, self._memory)
-            self.weights = weights.reshape(len(features), weights.shape[2])
-            contexts = contexts.reshape(1, len(features), contexts.shape[2])
-            features = decoder.combine.forward(contexts, features[None])[0]
+        if self._reading is not None:
+            features, self.weights = self._reading.step(features)
         self._fed = features
         return features
 
@@ -349,8 +282,8 @@ class Steps:
         sentences = self._sentences[rows]
         begins = np.diff(sentences, prepend=-1) != 0
         self._sentences, kept = np.cumsum(begins) - 1, sentences[begins]
-        if self._memory is not None and not np.array_equal(kept, np.arange(len(self._memory.values))):
-            self._memory = self._memory[kept]
+        if self._reading is not None and not np.array_equal(kept, np.arange(len(self._reading))):
+            self._reading = self._reading[kept]
 
 
 def token_places(steps: int, lengths: np.ndarray) -> np.ndarray:

@@ -111,7 +111,6 @@ class SequenceGenerator(WritingModel):
             Embedding(len(target), self.embedding, dtype, rng),
             self._make_stack(self.embedding, self._seeds["recurrent"].generate_state(1)[0]),
             None,
-            None,
             Output(self.hidden, len(target), dtype, rng),
             self.dropout,
             input_feeding=False,

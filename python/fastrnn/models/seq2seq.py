@@ -11,9 +11,10 @@ import numpy as np
 from ..checks import check_choice, check_flag
 from . import attention as attentions
 from .attention import Attention
-from .encoder_decoder import Bridge, Combine, Decoder, Encoder
+from .encoder_decoder import Bridge, Decoder, Encoder
 from .nn import Embedding, Output
 from .pairs import read_side
+from .reading import Combine, Reader
 from .search import Hypothesis
 from .trainable import Part
 from .translation import Decoding, Translation, breaks_in, tokens_of, translation_of
@@ -153,8 +154,9 @@ class Seq2Seq(WritingModel):
         self._decoder = Decoder(
             embed,
             self._make_stack(self.embedding + (hidden if self.input_feeding else 0), seeds[1]),
-            Attention(self.attention, hidden, memory_size, dtype, rng) if attends else None,
-            Combine(memory_size, hidden, dtype, rng) if attends else None,
+            Reader(Attention(self.attention, hidden, memory_size, dtype, rng), Combine(memory_size, hidden, dtype, rng))
+            if attends
+            else None,
             Output(hidden, len(target), dtype, rng, embed if self.tie else None),
             self.dropout,
             self.input_feeding,
@@ -162,15 +164,15 @@ class Seq2Seq(WritingModel):
 
     def _parts(self) -> dict[str, Part]:
         self._built("parameters")
-        encoder, decoder = self._encoder, self._decoder
+        encoder, decoder, reader = self._encoder, self._decoder, self._decoder.reader
         parts = {
             "source_embedding": encoder.embed,
             "encoder": encoder.stack,
             "bridge": encoder.bridge,
             "target_embedding": decoder.embed,
             "decoder": decoder.stack,
-            "attention": decoder.attend,
-            "combine": decoder.combine,
+            "attention": reader and reader.attend,
+            "combine": reader and reader.combine,
             "output": decoder.output,
         }
         return {name: part for name, part in parts.items() if part is not None}
