@@ -145,12 +145,12 @@ class NeuralModel(Trainable, TextModel):
             seconds: stop after this much time, whatever is left of ``epochs``; "cosine" then ends on time. The clock
                 takes part in such a run: it does not repeat to the bit.
             checkpoint: folder that ``save`` writes to after each epoch; its subfolder ``best`` gets the model of the
-                lowest loss on ``valid``; a run without ``resume`` removes that of an earlier one. The records go into
-                its file ``log.csv`` and, where the package tensorboard is installed, as scalars into its subfolder
-                ``tensorboard``. The tokens of texts given as files are kept in its subfolder ``tokens`` and mapped into
-                memory from there.
+                lowest loss on ``valid``; that of an earlier run goes with the first checkpoint of one without
+                ``resume``. The records go into its file ``log.csv`` and, where the package tensorboard is installed, as
+                scalars into its subfolder ``tensorboard``. The tokens of texts given as files are kept in its subfolder
+                ``tokens`` and mapped into memory from there.
             resume: carry on from the training state of this model (of an earlier ``fit``, or loaded), with the same
-                text and options. The result is that of one uninterrupted run: to the bit with the same number of
+                texts and options. The result is that of one uninterrupted run: to the bit with the same number of
                 threads (``set_num_threads``) and the same instruction set. What says when to stop or what is shown
                 (``epochs``, but not with cosine, ``patience``, ``seconds``, ``sample_every``) may change.
             sample_every: show 100 tokens that the model writes, at temperature 0.8, each time after so many steps. They
@@ -166,7 +166,8 @@ class NeuralModel(Trainable, TextModel):
         Raises:
             TypeError, ValueError: naming the argument.
             FloatingPointError: the loss or a gradient is not finite: the weights are those before that step; or the
-                loss on ``valid`` is not. The message names the folder of the last good checkpoint, if there is one.
+                loss on ``valid`` is not, or the weights at the end of an epoch. The message names the folder of the
+                last good checkpoint, if there is one.
             KeyboardInterrupt: after Ctrl-C, when everything is written.
 
         Sources: Zaremba, Sutskever, Vinyals, "Recurrent neural network regularization", 2014 (zaremba); Merity, Keskar,
