@@ -74,6 +74,7 @@ class NgramModel:
             raise ValueError(f"{where}: alpha must be above 0 and at most 1, got {alpha!r}")
         self.vocab_size: int | None = None
         self._levels: list[_Level] = []
+        self._unigrams: np.ndarray | None = None  # once needed: the distribution after no token
 
     def __repr__(self) -> str:
         return f"NgramModel(order={self.order}, smoothing={self.smoothing!r}, k={self.k}, alpha={self.alpha})"
@@ -127,11 +128,13 @@ class NgramModel:
         levels = self._fitted("distribution")
         recent = self._checked("distribution", "context", context)
         recent = recent[max(len(recent) - self.order + 1, 0) :]
-        contexts = [0, *(grams[-1] for _, grams in self._numbers(recent) if len(grams))]
-        scores = np.full(self._vocabulary, 1 / self._vocabulary)
-        for level, number in zip(levels, contexts, strict=False):  # a short context reaches the first orders only
-            grams = level.continuations(number, self._vocabulary)
-            scores = self._smooth(level, np.array([number]), grams, scores)
+        if self._unigrams is None:
+            self._unigrams = np.full(self._vocabulary, 1 / self._vocabulary)
+            self._extend(self._unigrams, levels[0], 0)
+        scores = self._unigrams.copy()
+        contexts = (grams[-1] for _, grams in self._numbers(recent) if len(grams))
+        for level, number in zip(levels[1:], contexts, strict=False):  # a short context reaches the first orders only
+            self._extend(scores, level, number)
         return scores
 
     def unseen(self, ids: Ids) -> tuple[float, ...]:
@@ -193,6 +196,7 @@ class NgramModel:
             _Level.of(keys, counts, size, vocab_size) for (keys, counts), size in zip(counted, sizes[:-1], strict=True)
         ]
         self.vocab_size = vocab_size
+        self._unigrams = None
 
     def _fitted(self, call: str) -> list[_Level]:
         if not self._levels:
@@ -214,6 +218,14 @@ class NgramModel:
             contexts = ending[:-1]
             ending = level.find(contexts * self._vocabulary + ids[n:])
             yield contexts, ending
+
+    def _extend(self, scores: np.ndarray, level: _Level, number: int) -> None:
+        """Scores of all tokens (V,), in place, from those with a context shorter by one than the one of this number."""
+        tokens, grams = level.continuations(number, self._vocabulary)
+        context = np.array([number])
+        seen = self._smooth(level, context, grams, scores[tokens])
+        scores[:] = self._smooth(level, context, np.array([_UNSEEN]), scores)
+        scores[tokens] = seen
 
     def _smooth(self, level: _Level, contexts: np.ndarray, grams: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """Scores from those with a context shorter by one."""
@@ -250,12 +262,10 @@ class _Level:
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places, _UNSEEN)
 
-    def continuations(self, context: int, vocab_size: int) -> np.ndarray:
-        """The n-gram of this context and each token, (V,)."""
+    def continuations(self, context: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that followed this context, and their n-grams."""
         first, last = np.searchsorted(self.keys, [context * vocab_size, (context + 1) * vocab_size])
-        grams = np.full(vocab_size, _UNSEEN)
-        grams[self.keys[first:last] - context * vocab_size] = np.arange(first, last)
-        return grams
+        return self.keys[first:last] - context * vocab_size, np.arange(first, last)
 
     def counted(self, grams: np.ndarray) -> np.ndarray:
         return _taken(self.counts, grams, 0)

@@ -149,18 +149,18 @@ class NgramLanguageModel(TextModel):
 
 
 class _Contexts:
-    """A ``Decoder`` that keeps the last tokens of each row."""
+    """A ``StepDecoder`` that keeps the last tokens of each row."""
 
     def __init__(self, ngrams: NgramModel, ids: np.ndarray) -> None:
         self._ngrams = ngrams
-        self._rows = [list(ids[:-1])]
+        self._read = ids[None, :-1]  # (N, tokens)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        longest = self._ngrams.order - 1
-        self._rows = [
-            [*row, token][-longest:] if longest else [] for row, token in zip(self._rows, tokens, strict=True)
-        ]
-        return np.log([self._ngrams.distribution(row) for row in self._rows])
+        read = np.column_stack([self._read, tokens])
+        self._read = read[:, max(read.shape[1] - self._ngrams.order + 1, 0) :]
+        contexts = [tuple(row) for row in self._read.tolist()]  # which rows share
+        log_p = {context: np.log(self._ngrams.distribution(context)) for context in set(contexts)}
+        return np.array([log_p[context] for context in contexts])
 
     def select(self, rows: np.ndarray) -> None:
-        self._rows = [list(self._rows[row]) for row in rows]
+        self._read = self._read[rows]
