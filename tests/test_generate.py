@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrnn.models import LanguageModel, decoding
-from fastrnn.models.decoding import RepetitionPenalty, Sampler, log_softmax
+from fastrnn.models import LanguageModel, NgramLanguageModel, decoding
+from fastrnn.models.decoding import RepetitionPenalty, Sampler, Writer, log_softmax
 from fastrnn.models.text_model import TextModel
 from fastrnn.models.vocabulary import VOCABULARIES
 from tiny_model import TEXT, tiny, tiny_trained
@@ -122,6 +122,51 @@ def test_sampler_cuts_the_distribution():
         assert Sampler(temperature=1e-300).draw(logits[:4], np.random.default_rng(0)) == 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 9, 700])
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 6, 400, 701])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.5, 0.97, 1.0])
+def test_sampler_draws_by_rank(size, temperature, top_k, top_p):
+    """The same tokens for the same numbers as ranking all of them, equal ones by their ids."""
+    rng = np.random.default_rng(size)
+    ties, ones = rng.integers(-3, 3, size).astype("d"), np.zeros(size)
+    holes = np.where(rng.random(size) < 0.5, -np.inf, rng.standard_normal(size).astype("f"))
+    holes[rng.integers(size)] = 1.0
+    for logits in (rng.standard_normal(size), rng.standard_normal(size) * 300, ties, ones, holes):
+        weights = np.exp((logits - logits.max()) / temperature)
+        ranks = sorted(range(size), key=lambda i: (-weights[i], i))[:top_k]
+        if top_k is None and top_p is None:
+            ranks = list(range(size))
+        shares = weights[ranks] / weights[ranks].sum()
+        if top_p is not None:
+            ranks = ranks[: 1 + int((np.cumsum(shares) < top_p).sum())]
+        edges = np.cumsum(weights[ranks])
+        sampler = Sampler(temperature, top_k, top_p)
+        for seed in range(10):
+            drawn = np.random.default_rng(seed).random() * edges[-1]
+            token = sampler.draw(logits, np.random.default_rng(seed))
+            assert token == ranks[int((edges <= drawn).sum())]
+            assert logits[token] > -np.inf
+
+
+class Fixed:
+    """In the place of a generator."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def random(self):
+        return self._number
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1.0 - 2.0**-53])
+@given(weights=st.lists(st.one_of(st.just(0.0), st.floats(0, 1)), max_size=20), data=st.data())
+def test_what_has_no_weight_is_never_drawn(number, weights, data):
+    """The first and the last of the numbers that ``random`` gives, too."""
+    weights.insert(data.draw(st.integers(0, len(weights))), 1.0)
+    assert weights[decoding._draw(np.array(weights), Fixed(number))] > 0.0
+
+
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.integers(1, 10))
 def test_largest(values, count):
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
@@ -156,7 +201,18 @@ def test_repetition_penalty(penalty):
     assert model.generate("he", 30, temperature=0) != expected
 
 
-def test_repetition_penalty_follows_its_rows():
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"beam_size": 1}], ids=str)
+def test_an_empty_prompt_has_no_tokens_to_penalize(options):
+    model = NgramLanguageModel(seed=0)
+    model.fit("aaab" * 100, progress=False)
+    for penalty in (0.02, 1.0, 50.0):
+        assert model.generate("", 1, repetition_penalty=penalty, **options) == "a"
+    assert model.generate("a", 1, repetition_penalty=50.0, **options) == "b"
+
+
+@pytest.mark.parametrize("prompt", [[2, 3], []], ids=str)
+def test_repetition_penalty_follows_its_rows(prompt):
+    """The first token ends the prompt; for an empty one it is none of the tokens that count."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((9, 6, 7))
 
@@ -167,11 +223,12 @@ def test_repetition_penalty_follows_its_rows():
         def select(self, rows):
             pass
 
-    step, rows = 0, [[2, 3]]
-    decoder = RepetitionPenalty(Given(), 2.0, np.array([2, 3]), 7)
+    step, rows = 0, [prompt]
+    decoder = RepetitionPenalty(Given(), 2.0, np.array(prompt, int), 7)
     for step in range(9):
-        tokens = rng.integers(0, 7, len(rows))
-        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        tokens = rng.integers(0, 7, len(rows)) if step else np.array([3])
+        if step:
+            rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
         expected = logits[step, : len(rows)].astype("f").astype("d")
         for row, read in zip(expected, rows, strict=True):
             for token in set(read):
@@ -202,9 +259,14 @@ def test_streams_and_stop_strings(level, data):
     ids = data.draw(st.lists(st.integers(1, len(vocabulary) - 1), max_size=30))
     if level == "bpe" and data.draw(st.booleans()):  # whole characters
         ids = vocabulary.encode("".join(data.draw(st.lists(st.sampled_from(WRITTEN), max_size=15)))).tolist()
-    prompt = data.draw(st.sampled_from(["", "the", "the ", "€", "x\n"]))
-    last = (vocabulary.encode(prompt) if prompt else [vocabulary.start])[-1]
-    whole = vocabulary.decode([last, *ids])[len(vocabulary.decode([last])) :]
+    prompt = data.draw(st.sampled_from(["", "the", "the ", "x \t ", " ", "€", "x\n", "x\n "]))
+    last = [vocabulary.start, *vocabulary.encode(prompt)][-1]
+
+    def text_of(ids):
+        new = vocabulary.decode([last, *ids])[len(vocabulary.decode([last])) :]
+        return new.removeprefix(" ") if level == "word" and prompt.endswith(" ") else new
+
+    whole = text_of(ids)
     spans = st.tuples(st.integers(0, len(whole)), st.integers(1, 5)).map(lambda s: whole[s[0] : s[0] + s[1]])
     stops = data.draw(st.lists(st.one_of(spans, st.text("the a\n€", min_size=1, max_size=3)).filter(len), max_size=3))
     model, streamed = Scripted(vocabulary, ids), Scripted(vocabulary, ids)
@@ -217,7 +279,7 @@ def test_streams_and_stop_strings(level, data):
     if text == whole:
         assert model.drawn == len(ids)
     else:
-        assert cut_at(vocabulary.decode([last, *ids[: model.drawn]])[len(vocabulary.decode([last])) :], stops) == text
+        assert cut_at(text_of(ids[: model.drawn]), stops) == text
 
 
 def pieces(level, text, last=None, **options):
@@ -236,6 +298,42 @@ def test_pieces_come_as_soon_as_they_are_certain():
 def test_characters_come_whole():
     assert pieces("bpe", "th ☃€") == ["t", "h", " ", "☃", "€"]  # three bytes each
     assert pieces("bpe", "th ☃€", -1) == ["t", "h", " ", "☃", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("cat, end", (), ["cat,", " end"]),
+        ("\ncat, \n", (), ["\n", "cat,", "\n"]),
+        ("\ufffd\ufffd", (), ["\ufffd\ufffd"]),
+        ("\ufffd\ufffd end", (), ["\ufffd\ufffd end"]),
+        ("", (), []),
+        ("cat, the end", (" cat", " t"), ["cat,"]),
+    ],
+)
+def test_a_blank_that_is_there_is_not_written_again(text, stops, expected):
+    vocabulary = vocabulary_of("word")
+    writer = Writer(vocabulary, int(vocabulary.encode("the ")[-1]), stops, spaced=True)
+    assert list(decoding.write(vocabulary.encode(text).tolist(), writer)) == expected
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"beam_size": 1}], ids=str)
+@pytest.mark.parametrize(
+    ("level", "prompt", "expected"),
+    [
+        ("word", "the", " cat,\nend"),
+        ("word", "the ", "cat,\nend"),
+        ("word", "unknown \t", "cat,\nend"),
+        ("word", "the\n ", "cat,\nend"),
+        ("word", "  ", "cat,\nend"),
+        ("char", "the ", " cat,\nend"),
+        ("char", "the\t", " cat,\nend"),  # an unknown character, not a blank between tokens
+        ("bpe", "the ", " cat,\nend"),
+    ],
+)
+def test_prompts_that_end_with_blanks(level, prompt, expected, options):
+    ids = vocabulary_of(level).encode(" cat,\nend").tolist()
+    assert Scripted(vocabulary_of(level), ids).generate(prompt, len(ids), **options) == expected
 
 
 def test_a_stop_string_lies_in_the_new_text(trained):
@@ -301,6 +399,25 @@ def test_beam_search_on_the_packed_path(options):
         assert found[0] == model.generate("how are", 12, temperature=0)
         differs += found[0] != found[2]
     assert differs  # a wider beam does find more
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_ngrams_read_the_tokens_of_each_row(order):
+    """Rows that share what they have read, and rows that do not."""
+    model, rng = NgramLanguageModel(order=order, seed=0), np.random.default_rng(order)
+    model.fit("the cat saw the dog. the end. " * 3, progress=False)
+    ids = model.vocabulary.encode("the")
+    decoder, rows = model._decoder(ids), [ids[:-1].tolist()]
+    tokens = ids[-1:]
+    for count in (1, 5, 9, 3, 4):
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+        expected = np.log([model.ngrams.distribution(row) for row in rows])
+        logits = decoder.step(tokens)
+        np.testing.assert_array_equal(logits, expected)
+        logits[:] = np.nan  # they are free to be changed
+        kept = rng.integers(0, len(rows), count)
+        decoder.select(kept)
+        rows, tokens = [rows[row] for row in kept], rng.integers(1, 4, count)
 
 
 def test_beam_search_ends_with_a_stop_string(trained):

@@ -237,7 +237,7 @@ class Decoder:
 
 
 class Steps:
-    """A decoder one token at a time (the protocol ``Decoder`` of ``decoding``), on the layer's packed weights.
+    """A decoder one token at a time (a ``decoding.StepDecoder``), on the layer's packed weights.
 
     Its rows are those of the sentences that it reads, equally many next to each other for each sentence; ``select``
     must leave it so, but may leave sentences out and change their order.

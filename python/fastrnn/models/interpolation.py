@@ -15,7 +15,7 @@ import numpy as np
 
 from ..checks import check_probability, check_real, check_size
 from . import checkpoint as files
-from .decoding import Decoder, log_softmax
+from .decoding import StepDecoder, log_softmax
 from .model import checked_history, perplexity
 from .progress import reporter
 from .text_model import Text, TextModel
@@ -181,7 +181,7 @@ class Interpolation(TextModel):
         for nats, valid in _aligned([model._nats(ids, batch_size) for model in self.models]):
             yield -_mixed(-nats, log_weights), valid
 
-    def _decoder(self, ids: np.ndarray) -> Decoder:
+    def _decoder(self, ids: np.ndarray) -> StepDecoder:
         return _Mixture([model._decoder(ids) for model in self.models], _log(self.weights))
 
     # -- files ---------------------------------------------------------------------------------------------------------
@@ -239,9 +239,9 @@ class Interpolation(TextModel):
 
 
 class _Mixture:
-    """A ``Decoder`` whose logits are the logarithms of mixed probabilities."""
+    """A ``StepDecoder`` whose logits are the logarithms of mixed probabilities."""
 
-    def __init__(self, decoders: list[Decoder], log_weights: np.ndarray) -> None:
+    def __init__(self, decoders: list[StepDecoder], log_weights: np.ndarray) -> None:
         self._decoders, self._log_weights = decoders, log_weights
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

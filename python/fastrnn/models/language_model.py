@@ -177,7 +177,7 @@ class LanguageModel(NeuralModel):
 
 
 class _Stream:
-    """A ``Decoder`` on the layer's packed weights."""
+    """A ``StepDecoder`` on the layer's packed weights."""
 
     def __init__(self, model: LanguageModel, ids: np.ndarray) -> None:
         self._embed, self._output, self._arrays = model.embed, model.output, model._arrays

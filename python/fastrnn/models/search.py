@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from .decoding import checked_step, not_finite
+from .decoding import checked_step, log_softmax, not_finite
 
 
 class Rows(Protocol):
-    """A ``decoding.Decoder`` for the rows of many sentences, which tells what attention read."""
+    """A ``decoding.StepDecoder`` for the rows of many sentences, which tells what attention read."""
 
     weights: np.ndarray | None  # (N, S)
 
@@ -196,17 +196,10 @@ def _drawn(
     logits: np.ndarray, never: np.ndarray, draw: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """A token for each row and its log p, (N, 1) each."""
-    log_z = _log_sum_exp(logits)
-    logits[:, never] = -np.inf  # after the sum: what is written has the probability that the model gives it
+    log_p = log_softmax(logits)  # what is written has the probability that the model gives it, whatever is not
+    logits[:, never] = -np.inf
     tokens = draw(logits)[:, None]
-    return tokens, np.take_along_axis(logits, tokens, axis=1) - log_z[:, None]
-
-
-def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    top = logits.max(axis=1)
-    powers = logits - top[:, None]
-    np.exp(powers, out=powers)
-    return top + np.log(powers.sum(axis=1))
+    return tokens, np.take_along_axis(log_p, tokens, axis=1)
 
 
 def _best(tokens: np.ndarray, log_p: np.ndarray, before: np.ndarray, count: int) -> tuple[np.ndarray, ...]:

@@ -12,7 +12,17 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_real, check_size
-from .decoding import Decoder, RepetitionPenalty, Sampler, Writer, beam_search, check_stops, not_finite, sample, write
+from .decoding import (
+    RepetitionPenalty,
+    Sampler,
+    StepDecoder,
+    Writer,
+    beam_search,
+    check_stops,
+    not_finite,
+    sample,
+    write,
+)
 from .model import Model, perplexity
 from .tokens import check_regular, encode_pieces, read_pieces, tokenize_file
 from .vocabulary import UNKNOWN, VOCABULARIES, BpeVocabulary, Vocabulary, leading
@@ -140,7 +150,7 @@ class TextModel(Model):
         """-log p of each token after the first, in chunks (nats (t, B), valid (t, B)), from the streams of ``cut``."""
 
     @abstractmethod
-    def _decoder(self, ids: np.ndarray) -> Decoder:
+    def _decoder(self, ids: np.ndarray) -> StepDecoder:
         """One row that has read all of ``ids``, of which there is at least one, but the last."""
 
     def evaluate(self, text: Text, *, batch_size: int = 1) -> dict[str, float | int]:
@@ -302,13 +312,13 @@ class TextModel(Model):
                     raise ValueError(f"{where}: beam search has no {name}, got {name}={given} and {beam_size=}")
         elif length_penalty:
             raise ValueError(f"{where}: length_penalty is for beam search, got {length_penalty=} and {beam_size=}")
-        ids = vocabulary.encode(prompt)
-        if len(ids) == 0:
-            ids = np.array([vocabulary.start], np.int32)
-        last, writer = int(ids[-1]), Writer(vocabulary, int(ids[-1]), stops)
+        own = vocabulary.encode(prompt)
+        ids = own if len(own) else np.array([vocabulary.start], np.int32)
+        spaced = sum(map(len, vocabulary.pieces(prompt))) < len(prompt)  # it ends with blanks that no token stands for
+        last, writer = int(ids[-1]), Writer(vocabulary, int(ids[-1]), stops, spaced)
         decoder = self._decoder(ids)
         if penalty != 1.0:
-            decoder = RepetitionPenalty(decoder, penalty, ids, len(vocabulary))
+            decoder = RepetitionPenalty(decoder, penalty, own, len(vocabulary))
         if beam_size is not None:
             return beam_search(where, decoder, last, count, beam_size, length_penalty, writer, UNKNOWN)
         pieces = write(sample(where, decoder, last, count, sampler, rng, UNKNOWN), writer)

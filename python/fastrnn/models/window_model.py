@@ -156,7 +156,7 @@ class WindowModel(NeuralModel):
 
 
 class _Window:
-    """A ``Decoder`` that keeps the last tokens of each row."""
+    """A ``StepDecoder`` that keeps the last tokens of each row."""
 
     def __init__(self, model: WindowModel, ids: np.ndarray) -> None:
         self._model = model
