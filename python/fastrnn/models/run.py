@@ -199,8 +199,13 @@ class Run:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= patience
 
-    def _remedy(self, lr: float) -> str:
-        return f"try a lower lr (now {lr:g}) or clip (now {self.trainer.options.clip})"
+    def _nothing_to_go_on_from(self, record: dict[str, Any], why: str) -> FloatingPointError:
+        trainer = self.trainer
+        trainer.whole = False
+        return FloatingPointError(
+            f"{type(self.model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) {why}: "
+            f"try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
+        )
 
     def _show_sample(self) -> None:
         assert self.sample is not None
@@ -219,14 +224,13 @@ class Run:
                 found = self.evaluate()
             for name, figure in found.items():
                 if not math.isfinite(figure):
-                    trainer.whole = False  # nothing to go on from
-                    raise FloatingPointError(
-                        f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) valid has "
-                        f"{name} {figure}: {self._remedy(record['lr'])}"
-                    )
+                    raise self._nothing_to_go_on_from(record, f"valid has {name} {figure}")
             record |= {f"valid_{name}": figure for name, figure in found.items()}
             improved = trainer.best is None or self._signed(record[self.judge]) < self._signed(trainer.best)
             figures += f", valid {_shown(found)}"
+        with trainer.averaged():
+            if not model._is_finite():
+                raise self._nothing_to_go_on_from(record, "the weights are not finite")
         if trainer.options.clip is not None:
             figures += f", clipped {record['clipped']:.0%}"
         # The record of a part of the epoch, after Ctrl-C, gives way: the sums of this one hold its own.
@@ -234,12 +238,6 @@ class Run:
         if ended:
             trainer.end_epoch(self._losses())
         with trainer.averaged():
-            if not model._is_finite():
-                trainer.whole = False
-                raise FloatingPointError(
-                    f"{type(model).__name__}.fit: after step {trainer.steps} (epoch {record['epoch']}) the weights are "
-                    f"not finite: {self._remedy(record['lr'])}"
-                )
             if improved:
                 # Before the other: a run that is cut off between the two repeats the epoch and finds it best again.
                 if checkpoint is not None:
