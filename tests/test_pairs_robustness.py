@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,21 @@ def test_no_vectors_give_no_lines():
     model = SequenceGenerator(2, **SMALL)
     model.build((VECTORS, LINES))
     assert model.generate([]) == model.generate(np.empty((0, 2))) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["src", "tgt", "valid-src", "valid-tgt"])
+def test_pipes_are_refused_where_files_are_read_twice(tmp_path, capsys, name):
+    files = {each: tmp_path / each for each in ("src", "tgt", "valid-src", "valid-tgt")}
+    for path in files.values():
+        path.write_text("a\n")
+    files[name].unlink()
+    os.mkfifo(files[name])
+    given = [part for each, path in files.items() for part in (f"--{each}", str(path))]
+    assert cli.main(["seq2seq", "train", *given, "--out", str(tmp_path / "m")]) == 2
+    error = f"--{name} must be a regular file, as it is read more than once, got {files[name]}"
+    assert capsys.readouterr().err == f"fastrnn: seq2seq train: {error}\n"
+    assert not (tmp_path / "m").exists()
 
 
 def test_closed_streams(tmp_path, monkeypatch, capsys):

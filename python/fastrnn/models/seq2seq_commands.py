@@ -30,6 +30,7 @@ from .options import (
 from .pairs import Pairs
 from .seq2seq import Seq2Seq
 from .stack import CELLS
+from .tokens import check_regular
 from .translation import MAX_LENGTH, Translation
 from .vocabulary import VOCABULARIES
 
@@ -51,6 +52,7 @@ def _train(args: argparse.Namespace) -> None:
         set_num_threads(args.threads)
     options, training = _model_options(args), training_options(args, _TRAINING)
     train, valid = (args.src, args.tgt), _valid(args)
+    _check_files("train", args)
     if args.resume:
         model = Seq2Seq.load(args.out)
         check_config(model.config, options, args.out)
@@ -77,6 +79,12 @@ def _model_options(args: argparse.Namespace) -> dict[str, Any]:
     return levels | given(args, _MODEL)
 
 
+def _check_files(command: str, args: argparse.Namespace) -> None:
+    for name in ("src", "tgt", "valid_src", "valid_tgt"):
+        if (path := getattr(args, name, None)) is not None:
+            check_regular(f"seq2seq {command}", f"--{name.replace('_', '-')}", path)
+
+
 def _valid(args: argparse.Namespace) -> Pairs | None:
     if args.valid_src is None and args.valid_tgt is None:
         return None
@@ -98,6 +106,7 @@ def _shown(result: dict[str, float | int]) -> str:
 
 
 def _eval(args: argparse.Namespace) -> None:
+    _check_files("eval", args)
     model, lines = _load_best(args.model), len(read_lines(args.src))
     found = model.evaluate((args.src, args.tgt), metrics=(args.metric,), beam=args.beam, max_length=args.max_length)
     result = {args.metric: found[args.metric], "lines": lines, **found}
