@@ -458,13 +458,13 @@ def test_progress_lines(capsys, monkeypatch):
 def test_progress_bar(capsys, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert isinstance(progress_module.reporter("t", True), progress_module.Bar)
+    assert isinstance(progress_module.reporter("t", True)._report, progress_module.Bar)
     tiny().fit(TEXT, epochs=1, **QUICK | {"progress": True})
     out, err = capsys.readouterr()
     assert out == ""
     assert "epoch 1/1: loss" in err
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert isinstance(progress_module.reporter("t", True), progress_module.Lines)
+    assert isinstance(progress_module.reporter("t", True)._report, progress_module.Lines)
 
 
 def test_progress_refuses():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 
@@ -31,6 +32,10 @@ def test_another_model_saved_over_a_run_has_no_best(tmp_path):
     other.build(OTHER)
     other.save(tmp_path)
     assert weights_equal(kinds.load_best(tmp_path), other)
+    other.fit(TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+    assert not (tmp_path / "best").exists()
+    trained.save(tmp_path / "best")
+    NgramLanguageModel(order=2).fit(OTHER, checkpoint=tmp_path, progress=False)
     assert not (tmp_path / "best").exists()
 
 
@@ -45,8 +50,8 @@ def test_a_best_model_beside_one_of_another_run_does_not_count(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "_remove_archives", killed)  # right after the model has taken the other's place
     with pytest.raises(KeyboardInterrupt):
         other.save(tmp_path)
-    assert (tmp_path / "best" / "model.json").exists()
     assert weights_equal(kinds.load_best(tmp_path), other)
+    assert weights_equal(LanguageModel.load(tmp_path / "best"), trained)  # a save touches no other folder
 
 
 def test_ngrams_in_the_place_of_a_run(tmp_path):
@@ -111,12 +116,34 @@ def test_a_finished_run_writes_the_record_that_its_log_lacks(tmp_path):
     assert log_of(tmp_path) == ["1", "2"]
 
 
-def test_a_folder_in_which_nothing_can_be_made_fails_first(tmp_path):
-    (tmp_path / ".writing-model.json").write_text("in the way")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which not even root can make a file")
+def test_a_folder_in_which_nothing_can_be_made_fails_first():
     for model in (tiny(), NgramLanguageModel(order=2)):
         steps = Reporter(lambda done: pytest.fail("a step was taken"))
-        with pytest.raises(OSError, match=r"\.writing-model\.json"):
-            model.fit(TEXT, checkpoint=tmp_path, progress=steps)
+        with pytest.raises(OSError, match="/proc/self"):
+            model.fit(TEXT, checkpoint="/proc/self", progress=steps)
+
+
+def test_a_finished_run_leaves_another_folder_alone(tmp_path):
+    model = tiny()
+    model.fit(TEXT, epochs=2, **QUICK)
+    tiny(seed=4).fit(TEXT, epochs=3, checkpoint=tmp_path, **QUICK)
+    assert model.fit(TEXT, epochs=2, checkpoint=tmp_path, resume=True, **QUICK) == model.history
+    assert log_of(tmp_path) == ["1", "2", "3"]
+
+
+def test_an_unreadable_folder_loses_nothing(tmp_path, monkeypatch):
+    model = tiny()
+    model.fit(TEXT, TEXT, epochs=1, checkpoint=tmp_path, **QUICK)
+
+    def fail(*args):
+        raise OSError("Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_read_index", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            model.fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, resume=True, **QUICK)
+    assert weights_equal(kinds.load_best(tmp_path), LanguageModel.load(tmp_path / "best"))
 
 
 def test_a_config_without_its_checksum_is_refused(tmp_path):
@@ -131,34 +158,28 @@ def test_a_config_without_its_checksum_is_refused(tmp_path):
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
-class Gone(Reporter):
-    """Its reader goes at a step."""
+class Gone(io.StringIO):
+    """A stream that can no longer be written to."""
 
-    def __init__(self, last):
-        super().__init__()
-        self._last = last
-
-    def update(self, done, figures):
-        super().update(done, figures)
-        self._say()
-
-    def message(self, text):
-        super().message(text)
-        self._say()
-
-    def close(self):
-        self._say()
-
-    def _say(self):
-        if self.done > self._last:
-            raise BrokenPipeError
+    def write(self, text):
+        raise OSError("Input/output error")
 
 
-def test_a_reporter_that_cannot_write_ends_no_run(tmp_path):
-    whole, model, report = tiny(), tiny(), Gone(10)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_reports_that_nobody_reads_end_no_run(tmp_path, monkeypatch, terminal):
+    whole, model, stream = tiny(), tiny(), Gone()
     whole.fit(TEXT, TEXT, epochs=3, **QUICK)
-    model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, **QUICK | {"progress": report})
-    assert report.done == 11  # then it is left alone
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    model.fit(TEXT, TEXT, epochs=3, checkpoint=tmp_path, **QUICK | {"progress": True})
     assert weights_equal(model, whole)
     assert log_of(tmp_path) == ["1", "2", "3"]
     assert len(os.listdir(tmp_path / "best")) == 2
+
+
+def test_an_error_of_ones_own_reporter_is_not_hidden():
+    def fail(step):
+        raise FileNotFoundError("mine")
+
+    with pytest.raises(FileNotFoundError, match="mine"):
+        tiny().fit(TEXT, **QUICK | {"progress": Reporter(fail)})

@@ -59,7 +59,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(tmp_path):
 
 def test_the_metric_decides_what_is_best(tmp_path, monkeypatch):
     model, figures = tiny(), iter([0.1, 0.7, 0.3, 0.2])
-    monkeypatch.setattr(model, "_figures", lambda *args: {"loss": 1.0, "perplexity": 2.0, "exact": next(figures)})
+    monkeypatch.setattr(
+        model, "_figures", lambda *args, **options: {"loss": 1.0, "perplexity": 2.0, "exact": next(figures)}
+    )
     history = model.fit(PAIRS, PAIRS, epochs=9, metric="exact", patience=2, checkpoint=tmp_path, **RUN)
     assert [record["valid_exact"] for record in history] == [0.1, 0.7, 0.3, 0.2]
     assert len(Seq2Seq.load(tmp_path / "best").history) == 2

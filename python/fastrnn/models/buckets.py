@@ -57,7 +57,7 @@ class Buckets:
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(check_size(where, "seed", seed, low=0))
         self._seed = seed
-        self._bounds = _bounds(np.sort(self._lengths), self.batch_size, self.max_tokens)
+        self._bounds = bounds_of(np.sort(self._lengths), self.batch_size, self.max_tokens)
         self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class Buckets:
         return examples, rng.permutation(len(self))
 
 
-def _bounds(lengths: np.ndarray, batch_size: int, max_tokens: int | None) -> list[int]:
+def bounds_of(lengths: np.ndarray, batch_size: int, max_tokens: int | None) -> list[int]:
     """Where the batches of sorted examples begin, and where the last one ends."""
     bounds = [0]
     while (begin := bounds[-1]) < len(lengths):

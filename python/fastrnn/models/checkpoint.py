@@ -7,7 +7,7 @@ that makes them current, and old archives go last. Whenever the machine stops, t
 the new one, complete. What a killed process leaves in the temporary folder goes with the next write.
 
 Models of a training run hold its name under ``run``. The best one of a run is in a folder of its own in that of the
-latest; beside one that is of another run, or of none, it counts for nothing, and goes with the next write.
+latest; beside one that is of another run, or of none, it counts for nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -62,27 +63,33 @@ def write(
         os.replace(new_index, path / _INDEX)
         sync_folder(path)
     _remove_archives(path, {entry["name"] for entry in files.values()})
-    best = path / BEST
-    if (best / _INDEX).is_file() and peek(best, RUN) != data.get(RUN):
+
+
+def best_or_latest(folder: str | os.PathLike[str]) -> Path:
+    """Where the best model of a training run is, or the one that stands there alone."""
+    path, best = Path(folder), Path(folder, BEST)
+    return best if (best / _INDEX).is_file() and (not (path / _INDEX).is_file() or _same_run(best, path)) else path
+
+
+def remove_best_of_others(folder: str | os.PathLike[str]) -> None:
+    """The best model, unless it is of the run that the latest is of; after this one was written."""
+    path, best = Path(folder), Path(folder, BEST)
+    if (best / _INDEX).is_file() and not _same_run(best, path):
         (best / _INDEX).unlink()  # first: without it the rest is no model
         _remove_archives(best, ())
         with suppress(OSError):  # others may have files there
             best.rmdir()
 
 
-def best_or_latest(folder: str | os.PathLike[str]) -> Path:
-    """Where the best model of a training run is, or the one that stands there alone."""
-    path, best = Path(folder), Path(folder, BEST)
-    if not (best / _INDEX).is_file() or ((path / _INDEX).is_file() and peek(best, RUN) != peek(path, RUN)):
-        return path
-    return best
+def _same_run(best: Path, latest: Path) -> bool:
+    return (run := peek(best, RUN)) is not None and run == peek(latest, RUN)
 
 
 def peek(folder: Path, key: str) -> Any:
-    """What ``model.json`` has under a key, without a check; None where it has nothing, or cannot be read."""
+    """What ``model.json`` has under a key, without a check; None where it has nothing, is missing or damaged."""
     try:
         return _read_index("", folder / _INDEX).get(key)
-    except (ValueError, OSError):
+    except (ValueError, FileNotFoundError):
         return None
 
 
@@ -90,7 +97,7 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     """Before long work whose result goes there: an OSError unless files can be made in it."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    with _beside(path / _INDEX):
+    with naming(path), tempfile.TemporaryFile(dir=path):
         pass
 
 
@@ -195,7 +202,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:
-    with _naming(path), path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         save(file)
         file.flush()
         os.fsync(file.fileno())
@@ -203,7 +210,7 @@ def write_file(path: Path, save: Callable[[BinaryIO], Any]) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """An OSError of a file that is open already has no name: it gets this one."""
     try:
         yield
@@ -219,7 +226,7 @@ def sync_folder(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with _naming(path):
+        with naming(path):
             os.fsync(handle)
     finally:
         os.close(handle)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,7 @@ class Interpolation(TextModel):
         self.weights, self.history = history[-1]["weights"], history
         if checkpoint is not None:
             self.save(checkpoint)
+            files.remove_best_of_others(checkpoint)
         return history
 
     def _log_p(self, ids: np.ndarray, batch_size: int) -> np.ndarray:
@@ -199,11 +201,15 @@ class Interpolation(TextModel):
             for model, part in zip(self.models, parts, strict=True):
                 model.save(path / part, training=training)
             files.write(path, self._format, {"config": self.config, "parts": parts, "history": self.history}, {})
-        finally:  # the folders that the model.json in place, the new one or the old one, does not name
-            named = files.peek(path, "parts")
-            for entry in path.iterdir():
-                if _PART.fullmatch(entry.name) and not (isinstance(named, list) and entry.name in named):
-                    shutil.rmtree(entry, ignore_errors=True)
+        except BaseException:
+            with suppress(OSError):
+                if files.peek(path, "parts") != parts:  # the new model.json is not in place
+                    for part in parts:
+                        shutil.rmtree(path / part, ignore_errors=True)
+            raise
+        for entry in path.iterdir():
+            if _PART.fullmatch(entry.name) and entry.name not in parts:
+                shutil.rmtree(entry, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> Interpolation:

@@ -190,11 +190,12 @@ class LabellingModel(PairsModel):
         names: Sequence[str],
         batch_size: int,
         beam: int = 1,
+        max_tokens: int | None = None,
     ) -> dict[str, float]:
         """Loss and perplexity and, whatever is asked for, accuracy: all from one pass."""
         source, target = ids
         nats = right = 0.0
-        for rows in similar(source.lengths, batch_size):
+        for rows in similar(source.lengths, batch_size, max_tokens):
             batch = self._batch(source, target, rows)
             places, targets = _labels_in(batch)
             features = self._features_of(batch.source, batch.source_lengths, places)

@@ -77,13 +77,14 @@ def climb(
         with tempfile.TemporaryDirectory() as temporary:
             return climb(name, options, train, valid, test, training, Path(temporary), progress)
     model = make(name, options)
-    if isinstance(model, NeuralModel):
-        if (folder / "model.json").exists():
-            saved = type(model).load(folder)
-            drawn = {"seed": saved.seed} if options.get("seed") is None else {}
-            if saved.config != model.config | drawn:
-                raise ValueError(f"{folder} holds another model: {saved!r}; choose another folder")
+    if (folder / "model.json").exists():
+        saved = type(model).load(folder)
+        drawn = {"seed": saved.seed} if options.get("seed") is None else {}
+        if saved.config != model.config | drawn:
+            raise ValueError(f"{folder} holds another model: {saved!r}; choose another folder")
+        if isinstance(model, NeuralModel):
             model = saved
+    if isinstance(model, NeuralModel):
         model.fit(train, valid, checkpoint=folder, progress=progress, resume=bool(model.history), **training)
     else:
         model.fit(train, valid, checkpoint=folder, progress=progress)

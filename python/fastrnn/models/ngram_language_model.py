@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import make_folder
+from .checkpoint import make_folder, remove_best_of_others
 from .ngram import NgramModel
 from .progress import reporter
 from .text_model import Text, TextModel, cut
@@ -116,6 +116,7 @@ class NgramLanguageModel(TextModel):
             self.history = [record]
             if checkpoint is not None:
                 self.save(checkpoint)
+                remove_best_of_others(checkpoint)
             figures = f"{self.num_parameters:,} n-grams"
             if "valid_perplexity" in record:
                 figures += f", valid {record['valid_perplexity']:.2f}"

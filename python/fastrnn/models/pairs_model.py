@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checks import check_choice, check_flag, check_probability, check_size
 from . import metrics as measures
-from .buckets import Examples
+from .buckets import Examples, bounds_of
 from .decoding import not_finite
 from .lines import Sentences
 from .model import perplexity
@@ -333,7 +333,10 @@ class PairsModel(Trainable):
             source, target = self._ids(where, "train", train, pairs, max_length)
             ids = None if held_out is None else self._ids(where, "valid", valid, held_out, max_length)
             if held_out is not None and metric in measures.METRICS:  # what fails should fail now, not after an epoch
-                self._measure(metric, held_out[1], held_out)
+                try:
+                    self._measure(metric, held_out[1], held_out)
+                except ValueError as error:
+                    raise ValueError(f"{where}: valid has no {metric}: {error}") from None
             self._begin(settings)
         except (ValueError, OSError, RuntimeError):
             if not built:  # those of lines that are wrong are none to go on with
@@ -360,9 +363,7 @@ class PairsModel(Trainable):
         evaluate: Callable[[], dict[str, float]] | None = None
         if held_out is not None and ids is not None:
             names = () if metric == "loss" else (metric,)
-            longest = int(max(ids[0].lengths.max(), ids[1].lengths.max()))
-            most = batch_size if max_tokens is None else min(batch_size, max(max_tokens // longest, 1))
-            evaluate = partial(self._figures, held_out, ids, names, most)
+            evaluate = partial(self._figures, held_out, ids, names, batch_size, max_tokens=max_tokens)
         shown = (pairs if held_out is None else held_out)[0][:1]
         return self._fit(
             settings,
@@ -418,14 +419,16 @@ class PairsModel(Trainable):
         names: Sequence[str],
         batch_size: int,
         beam: int = 1,
+        max_tokens: int | None = None,
     ) -> dict[str, float]:
-        loss = float(self._nats_of(*ids, batch_size).sum() / ids[1].lengths.sum())
+        source, target = ids
+        loss = float(self._nats_of(source, target, batch_size, max_tokens).sum() / target.lengths.sum())
         figures = {"loss": loss, "perplexity": perplexity(loss)}
-        if names:
-            outputs = self._answers(pairs[0], beam, batch_size)
-            for name in names:
-                figures[name] = self._measure(name, outputs, pairs)
-        return figures
+        outputs = [""] * len(target)
+        for rows in similar(source.lengths, batch_size, max_tokens) if names else ():
+            for row, output in zip(rows, self._answers([pairs[0][i] for i in rows], beam, len(rows)), strict=True):
+                outputs[row] = output
+        return figures | {name: self._measure(name, outputs, pairs) for name in names}
 
     def _measure(self, metric: str, outputs: Sequence[str], pairs: tuple[Any, Any]) -> float:
         return measures.score(metric, outputs, pairs[1], pairs[0], partial(compared, self.vocabularies["target"]))
@@ -445,9 +448,9 @@ class PairsModel(Trainable):
             raise not_finite(where)
         return -nats
 
-    def _nats_of(self, source: Any, target: Sentences, batch_size: int) -> np.ndarray:
+    def _nats_of(self, source: Any, target: Sentences, batch_size: int, max_tokens: int | None = None) -> np.ndarray:
         nats = np.empty(len(target))
-        for rows in similar(np.maximum(source.lengths, target.lengths), batch_size):
+        for rows in similar(np.maximum(source.lengths, target.lengths), batch_size, max_tokens):
             nats[rows] = self._nats(self._batch(source, target, rows))
         return nats
 
@@ -466,8 +469,8 @@ def _end_of(name: str, vocabulary: Vocabulary) -> int:
     return int(ids[0])
 
 
-def similar(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of similar length, ``batch_size`` at most at a time."""
+def similar(lengths: np.ndarray, batch_size: int, max_tokens: int | None = None) -> Iterator[np.ndarray]:
+    """Rows of similar length, at a time no more than ``Buckets`` has in a batch."""
     order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    for begin, end in itertools.pairwise(bounds_of(lengths[order], batch_size, max_tokens)):
+        yield order[begin:end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -31,6 +32,30 @@ class Silent:
 
     def close(self) -> None:
         pass
+
+
+class Unfailing:
+    """Passes on what a run tells, and lets go what cannot be shown: a full disk under a log, or a reader that is gone,
+    ends no run."""
+
+    def __init__(self, report: Progress) -> None:
+        self._report = report
+
+    def start(self, total: int, title: str) -> None:
+        with suppress(OSError):
+            self._report.start(total, title)
+
+    def update(self, done: int, figures: str) -> None:
+        with suppress(OSError):
+            self._report.update(done, figures)
+
+    def message(self, text: str) -> None:
+        with suppress(OSError):
+            self._report.message(text)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._report.close()
 
 
 class Lines:
@@ -107,10 +132,10 @@ def reporter(where: str, progress: Any) -> Progress:
         # A bar redraws its line: only a terminal shows that as intended.
         if sys.stderr is not None and sys.stderr.isatty():
             try:
-                return Bar()
+                return Unfailing(Bar())
             except ImportError:
                 pass
-        return Lines() if sys.stderr is not None else Silent()
+        return Unfailing(Lines()) if sys.stderr is not None else Silent()
     if not all(callable(getattr(progress, name, None)) for name in ("start", "update", "message", "close")):
         raise TypeError(
             f"{where}: progress must be True, False or an object with start, update, message, close, got {progress!r}"

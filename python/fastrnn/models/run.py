@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from ..threads import get_num_threads
 from . import checkpoint as files
 from .logs import Log
 from .metrics import METRICS
-from .progress import Progress, Silent, reporter
+from .progress import Progress, reporter
 from .schedules import Options
 from .training import Trainer
 
@@ -64,37 +64,12 @@ class Settings:
             sample_every=None if sample_every is None else check_size(where, "sample_every", sample_every),
             checkpoint=_checked_path(where, checkpoint),
             resume=check_flag(where, "resume", resume),
-            report=_Unfailing(reporter(where, progress)),
+            report=reporter(where, progress),
         )
 
     def needs_valid(self, options: Options) -> str | None:
         """What of these or the options does, as messages call it."""
         return options.needs_valid or (None if self.patience is None else "patience")
-
-
-class _Unfailing:
-    """Says nothing more after an OSError: a full disk under a log, or a reader that is gone, ends no run."""
-
-    def __init__(self, report: Progress) -> None:
-        self._report: Progress = report
-
-    def start(self, total: int, title: str) -> None:
-        self._try(lambda: self._report.start(total, title))
-
-    def update(self, done: int, figures: str) -> None:
-        self._try(lambda: self._report.update(done, figures))
-
-    def message(self, text: str) -> None:
-        self._try(lambda: self._report.message(text))
-
-    def close(self) -> None:
-        self._try(self._report.close)
-
-    def _try(self, say: Callable[[], None]) -> None:
-        try:
-            say()
-        except OSError:
-            self._report = Silent()
 
 
 def _checked_path(where: str, checkpoint: Any) -> str | os.PathLike[str] | None:
@@ -127,12 +102,12 @@ class Run:
         if model._training is not None:
             trainer.restore(f"{type(model).__name__}.fit", model._training)
             self._saved = checkpoint is not None and files.peek(Path(checkpoint), files.RUN) == model._run
-            threads = model._training.data["threads"]
+            threads = trainer.threads
         else:
             model.history, threads = [], None
         log = None if checkpoint is None else Log(checkpoint, report.message)
         if self._finished():
-            if log is not None:  # of which the end may have cut off the last record
+            if log is not None and self._saved:  # which may have been killed before its last record was written
                 log.write_csv(model.history)
             return model.history
         begun = time.monotonic()
@@ -167,7 +142,8 @@ class Run:
                 model._training = trainer.state() if trainer.whole else None
                 if log is not None:
                     log.close()
-                report.close()
+                with suppress(OSError):  # which would take the place of what ended the run
+                    report.close()
         if interrupted():
             raise KeyboardInterrupt
         return model.history
@@ -246,6 +222,7 @@ class Run:
             model._training = trainer.state()
             if checkpoint is not None:
                 model.save(checkpoint)
+                files.remove_best_of_others(checkpoint)
                 self._saved = True
         if log is not None:
             log.write(model.history)

@@ -27,8 +27,7 @@ class Rows(Protocol):
 @dataclass(frozen=True)
 class Hypothesis:
     """An output: ``tokens`` without the end, the ``log_p`` of what was written (the end, too, unless it was cut off) in
-    nats, the ``score`` that ranks it, and the
-    ``attention`` (tokens, S) that was paid when each was chosen, if there was any."""
+    nats, the ``score`` that ranks it, and the ``attention`` (tokens, S) that was paid when each was chosen, if any."""
 
     tokens: np.ndarray
     log_p: float

@@ -166,12 +166,12 @@ class TextModel(Model):
         characters; a character of several tokens belongs to the last of them.
 
         Raises:
-            TypeError, ValueError: naming the argument. FloatingPointError: the weights hold NaN.
+            TypeError, ValueError: naming the argument. FloatingPointError: the weights hold NaN or infinity.
         """
         batch_size = check_size(f"{type(self).__name__}.evaluate", "batch_size", batch_size)
         ids, characters = self._encoded("evaluate", "text", text, 2)
         figures = self._figures(ids, batch_size)
-        if math.isnan(figures["loss"]):
+        if not math.isfinite(figures["loss"]):
             raise not_finite(f"{type(self).__name__}.evaluate")
         return figures | {
             "tokens": len(ids) - 1,
@@ -195,7 +195,7 @@ class TextModel(Model):
         ``evaluate``."""
         ids = self._ids("score", "text", text, 2, None)
         nats = np.concatenate([nats[:, 0] for nats, _ in self._nats(ids, 1)]).astype(np.float64)
-        if np.isnan(nats).any():
+        if not np.isfinite(nats).all():
             raise not_finite(f"{type(self).__name__}.score")
         return -nats
 

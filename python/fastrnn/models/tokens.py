@@ -92,12 +92,13 @@ def encode_pieces(pieces: Iterable[str], vocabulary: Vocabulary) -> tuple[np.nda
     """
     characters = 0
     folder = Path(tempfile.gettempdir())
-    with checkpoint._naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for piece in pieces:
             before = file.tell()
-            file.write(vocabulary.encode(piece).tobytes())
+            with checkpoint.naming(folder):
+                file.write(vocabulary.encode(piece).tobytes())
+                file.flush()
             characters += len(piece) if before else len(piece) - leading(vocabulary, piece)
-        file.flush()
         return (np.memmap(file, np.int32, "r") if file.tell() else np.empty(0, np.int32)), characters
 
 

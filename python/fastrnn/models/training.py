@@ -122,6 +122,7 @@ class Trainer:
         self.steps = 0
         self.scale = 1.0  # of the learning rate, after plateaus
         self.best: float | None = None  # figure on valid, that of a part of an epoch (after Ctrl-C) too
+        self.threads: int | None = None  # those that a restored run had
         self.whole = True  # weights, optimizer and progress belong to the same step
         self._state: Any = None
         self._start_sums()
@@ -272,6 +273,7 @@ class Trainer:
                 progress = {name: check("progress", name, data["progress"][name]) for name, check in _PROGRESS.items()}
                 self._check_place(**progress)
                 best = None if data["best"] is None else check_real("progress", "best", data["best"])
+                threads = check_size("progress", "threads", data["threads"])
                 average = Average(self.model.parameters) if "average" in data else None
                 if average is not None:
                     average.load_state_dict({**data["average"], "state": arrays("average")})
@@ -283,7 +285,7 @@ class Trainer:
             raise ValueError(f"{where}: resume needs {difference}")
         for name, value in progress.items():
             setattr(self, name, value)
-        self.best, self.average = best, average
+        self.best, self.average, self.threads = best, average, threads
         self._state = None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
 
     def _check_place(self, position: int, epoch: int, **progress: float) -> None:
