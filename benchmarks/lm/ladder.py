@@ -4,8 +4,9 @@
     python benchmarks/lm/ladder.py ngram lstm --data DIR --out DIR --json FILE
 
 --data is a folder with wikitext-2/{train,valid,test}.txt; benchmarks/README.md tells where these are from. Each model
-has a folder in --out, from which a run that was stopped goes on; what is done stays done. --json holds the rungs so far
-after each of them. The neural models have the sizes and the training of recipes.py's wikitext2, but for the rate.
+has a folder in --out, from which a run that was stopped goes on; what is trained stays so, n-grams are counted anew.
+--json holds the rungs so far after each of them. The neural models have the sizes and the training of recipes.py's
+wikitext2, but for the rate.
 """
 
 from __future__ import annotations
