@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A character that the terminal cannot show must not end a run.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    args = _make_parser().parse_args(argv)
     try:
+        args = _make_parser().parse_args(argv)  # which imports what the commands are made of
         args.run(args)
         if sys.stdout is not None:  # where it is closed, nobody reads
             sys.stdout.flush()
