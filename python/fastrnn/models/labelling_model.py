@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..checks import check_choice, check_flag, check_size
-from .decoding import not_finite
+from .decoding import log_softmax, not_finite
 from .encoder_decoder import Encoder, token_places
 from .lines import Sentences
 from .model import perplexity
@@ -199,8 +199,9 @@ class LabellingModel(PairsModel):
             batch = self._batch(source, target, rows)
             places, targets = _labels_in(batch)
             features = self._features_of(batch.source, batch.source_lengths, places)
-            nats += float(self._output.nats(features, targets).sum(dtype=np.float64))
-            right += int(np.count_nonzero(self._output.logits(features).argmax(axis=1) == targets))
+            log_p = log_softmax(self._output.logits(features))
+            nats -= float(log_p[np.arange(len(targets)), targets].sum())
+            right += int(np.count_nonzero(log_p.argmax(axis=1) == targets))
         loss = nats / len(target.ids)
         return {"loss": loss, "perplexity": perplexity(loss), "accuracy": right / len(target.ids)}
 
