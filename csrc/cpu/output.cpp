@@ -1,4 +1,6 @@
 // The output layer: memory of a pass and its team of threads.
+#include <algorithm>
+
 #include "cpu/memory.h"
 #include "cpu/plan.h"
 #include "cpu/threads.h"
