@@ -115,7 +115,7 @@ def _prose(documents: Iterable[str]) -> Iterable[str]:
 
 
 def compare_speed(budget: float, seed: int) -> None:
-    """Forward and backward of one LSTM layer, beside plain NumPy and torch: interleaved, medians, spread and error."""
+    """Forward and backward of one LSTM layer, beside plain NumPy and torch: in turns, medians, spread and error."""
     T, B, H = _SPEED_SHAPE
     rng = np.random.default_rng(seed)
     layer = LSTM(H, H, seed=seed)
@@ -146,6 +146,7 @@ def compare_speed(budget: float, seed: int) -> None:
     end = time.perf_counter() + budget
     while len(times["fastrnn"]) < 3 or time.perf_counter() < end:
         for name, run in contenders.items():
+            run()  # meanwhile threads that another library left spinning on our cores go to sleep
             begun = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - begun))
