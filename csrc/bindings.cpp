@@ -55,6 +55,25 @@ const void* sequence(const Problem& problem, const py::object& x, Batch& batch) 
   return input(problem, x, "x", {batch.seq_len, batch.batch, problem.input_size});
 }
 
+// x (inputs, I) of a forward pass and, (T, B), which of its rows each step of each sequence reads.
+const void* indexed(const Problem& problem, const py::object& x, const py::object& index, Batch& batch) {
+  if (!py::isinstance<py::array>(x) || !py::isinstance<py::array>(index)) {
+    throw py::type_error("_core: x and index must be arrays");
+  }
+  const auto rows = py::reinterpret_borrow<py::array>(x), of_steps = py::reinterpret_borrow<py::array>(index);
+  if (rows.ndim() != 2 || of_steps.ndim() != 2) throw py::value_error("_core: x and index must have two dimensions");
+  batch.seq_len = of_steps.shape(0);
+  batch.batch = of_steps.shape(1);
+  batch.inputs = rows.shape(0);
+  check_count(batch.seq_len, batch.batch);
+  check_count(batch.inputs, 1);
+  batch.index = static_cast<const int32_t*>(checked(index, "index", 'i', 4, {batch.seq_len, batch.batch}).data());
+  for (int64_t i = 0; i < batch.seq_len * batch.batch; i++) {
+    if (batch.index[i] < 0 || batch.index[i] >= batch.inputs) throw py::value_error("_core: index out of range");
+  }
+  return input(problem, x, "x", {batch.inputs, problem.input_size});
+}
+
 // 0: the process's setting.
 int threads_of(int given) { return given ? given : num_threads(); }
 
@@ -62,10 +81,10 @@ int threads_of(int given) { return given ? given : num_threads(); }
 py::tuple forward_arrays(const Problem& problem, const py::object& x, const py::object& h_0, const py::object& c_0,
                          const py::list& weights, const py::object& lengths, const py::object& resets, double dropout,
                          uint64_t dropout_seed, bool training, const std::shared_ptr<Memory>& memory, int threads,
-                         const py::object& out) {
+                         const py::object& out, const py::object& index) {
   Batch batch;
   ForwardArrays arrays;
-  arrays.x = sequence(problem, x, batch);
+  arrays.x = index.is_none() ? sequence(problem, x, batch) : indexed(problem, x, index, batch);
   const int64_t T = batch.seq_len, B = batch.batch, LD = problem.num_layers * problem.directions;
   const int64_t P = problem.state_size(), H = problem.hidden_size;
   if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("_core: dropout out of range");
@@ -115,13 +134,17 @@ py::tuple backward_arrays(const Problem& problem, const Reserve& reserve, const 
   const bool has_cells = problem.has_cell_state();
   BackwardArrays arrays;
   arrays.accumulate = accumulate;
-  arrays.x = input(problem, x, "x", {T, B, problem.input_size});
+  const auto x_data = [&](const auto& get) {
+    if (reserve.inputs() < 0) return get({T, B, problem.input_size});
+    return get({reserve.inputs(), problem.input_size});
+  };
+  arrays.x = x_data([&](Shape shape) { return input(problem, x, "x", shape); });
   arrays.y = input(problem, y, "y", {T, B, problem.directions * P});
   arrays.dy = input(problem, dy, "dy", {T, B, problem.directions * P});
   arrays.dh_n = input(problem, dh_n, "dh_n", {LD, B, P});
   arrays.dc_n = has_cells ? input(problem, dc_n, "dc_n", {LD, B, H}) : nullptr;
   Results results(problem, out);
-  arrays.dx = results.add(need_dx, "dx", {T, B, problem.input_size});
+  arrays.dx = x_data([&](Shape shape) { return results.add(need_dx, "dx", shape); });
   arrays.dh_0 = results.add(!results.omits(1), "dh_0", {LD, B, P});
   arrays.dc_0 = results.add(has_cells && !results.omits(2), "dc_0", {LD, B, H});
   required(arrays.x, "x", T * B == 0);
@@ -285,7 +308,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("gather", &gather, "problem"_a, "mapping"_a, "names"_a);
   m.def("gather_gradients", &gather_gradients, "problem"_a, "gradients"_a, "names"_a, "weights"_a, "parameters"_a);
   m.def("forward", &forward_arrays, "problem"_a, "x"_a, "h_0"_a, "c_0"_a, "weights"_a, "lengths"_a, "resets"_a,
-        "dropout"_a, "dropout_seed"_a, "training"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none());
+        "dropout"_a, "dropout_seed"_a, "training"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none(),
+        "index"_a = py::none());
   m.def("backward", &backward_arrays, "problem"_a, "reserve"_a, "x"_a, "y"_a, "weights"_a, "dy"_a, "dh_n"_a, "dc_n"_a,
         "need_dx"_a, "dweights"_a, "memory"_a, "num_threads"_a = 0, "out"_a = py::none(), "accumulate"_a = true);
 

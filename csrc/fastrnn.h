@@ -49,6 +49,10 @@ struct Batch {
   const uint8_t* resets = nullptr;   // (T, B); null: none. Only with one direction.
   // With lengths that never rise: x, y and their gradients hold only the rows that exist, step by step, (rows, width).
   bool packed = false;
+  // (T, B): the row of x that each reads, 0..inputs - 1; x and dx are then (inputs, I). Null: each has a row of its
+  // own. Not with packed.
+  const int32_t* index = nullptr;
+  int64_t inputs = 0;
 };
 
 struct Dropout {
@@ -57,7 +61,7 @@ struct Dropout {
 };
 
 struct ForwardArrays {
-  const void* x = nullptr;    // (T, B, I)
+  const void* x = nullptr;    // (T, B, I), with an index (inputs, I)
   const void* h_0 = nullptr;  // (L*D, B, P) or null: zeros
   const void* c_0 = nullptr;  // (L*D, B, H) or null: zeros. LSTM only, as every c below
   void* y = nullptr;          // (T, B, D*P), zero past a row's end
@@ -71,7 +75,7 @@ struct BackwardArrays {
   const void* dy = nullptr;    // (T, B, D*P) or null: zeros
   const void* dh_n = nullptr;  // (L*D, B, P) or null: zeros
   const void* dc_n = nullptr;  // (L*D, B, H) or null: zeros
-  void* dx = nullptr;          // (T, B, I) or null: not wanted
+  void* dx = nullptr;          // of x's shape, or null: not wanted
   void* dh_0 = nullptr;        // (L*D, B, P) or null: not wanted
   void* dc_0 = nullptr;        // (L*D, B, H) or null: not wanted
   bool accumulate = true;      // weight gradients are added to what is there; false: they take its place
@@ -86,6 +90,7 @@ class Reserve {
   virtual const Problem& problem() const = 0;
   virtual int64_t seq_len() const = 0;
   virtual int64_t batch() const = 0;
+  virtual int64_t inputs() const { return -1; }  // rows of x where an index tells which is read; else -1
 };
 
 // weights: L*D entries, layer by layer, directions inner. At most max_threads threads are used.

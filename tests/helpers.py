@@ -43,7 +43,10 @@ EXACT = {"float32": np.float64, "float64": np.longdouble}
 
 @dataclass(frozen=True)
 class Case:
-    """A layer and the shape of its data; `lengths` and `resets` say whether these are drawn."""
+    """A layer and the shape of its data; `lengths` and `resets` say whether these are drawn.
+
+    With `inputs` x has so many rows, and an index says which of them each step reads.
+    """
 
     cell: str = "lstm"
     dtype: str = "float64"
@@ -59,6 +62,7 @@ class Case:
     state: bool = True
     lengths: bool = False
     resets: bool = False
+    inputs: int = 0
 
     @property
     def layer(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ class Case:
         shape = f"T{self.T},B{self.B},I{self.I},H{self.H},L{self.num_layers}"
         extras = [f"P{self.proj_size}"] * (self.proj_size > 0) + ["drop"] * (self.dropout > 0)
         extras += [name for name in ("bidirectional", "lengths", "resets") if getattr(self, name)]
+        extras += [f"inputs{self.inputs}"] * (self.inputs > 0)
         extras += [f"no-{name}" for name in ("bias", "state") if not getattr(self, name)]
         return ",".join([self.cell, self.dtype, shape, *extras])
 
@@ -99,6 +104,7 @@ class Data:
     dstate: tuple[np.ndarray, ...]
     lengths: np.ndarray | None
     resets: np.ndarray | None
+    index: np.ndarray | None = None
     dropout_seed: int = 0x9E3779B97F4A7C15
 
 
@@ -125,13 +131,14 @@ def _draw(case: Case, rng: np.random.Generator) -> Data:
     if case.B > 2:  # an empty and a full row are always among them
         lengths[rng.permutation(case.B)[:2]] = 0, case.T
     return Data(
-        x=normal(case.T, case.B, case.I),
+        x=normal(case.inputs, case.I) if case.inputs else normal(case.T, case.B, case.I),
         weights={name: rng.uniform(-bound, bound, shape).astype(case.dtype) for name, shape in shapes.items()},
         state=tuple(normal(*shape) for shape in case.state_shapes),
         dy=normal(case.T, case.B, case.output * (1 + case.bidirectional)),
         dstate=tuple(normal(*shape) for shape in case.state_shapes),
         lengths=lengths if case.lengths else None,
         resets=rng.random((case.T, case.B)) < 0.25 if case.resets else None,
+        index=rng.integers(0, case.inputs, (case.T, case.B)) if case.inputs else None,
     )
 
 
@@ -161,12 +168,16 @@ def named_state(state: Any, prefix: str, suffix: str) -> Arrays:
 
 def run_forward(module: ModuleType, case: Case, data: Data, **kwargs: Any) -> tuple[Arrays, Any]:
     """-> y, h_n and c_n by name, and the tape. `module` is `reference` or `functional`; the latter reads the layer off
-    its weights."""
+    its weights. The reference knows no index."""
+    x = data.x
     if module is reference:
         kwargs |= case.layer
+        x = x if data.index is None else x[data.index]
+    elif data.index is not None:
+        kwargs["index"] = data.index
     y, state, tape = module.forward(
         case.cell,
-        data.x,
+        x,
         data.weights,
         as_state(data.state) if case.state else None,
         lengths=data.lengths,
@@ -180,7 +191,11 @@ def run_forward(module: ModuleType, case: Case, data: Data, **kwargs: Any) -> tu
 
 def run_backward(module: ModuleType, data: Data, tape: Any, **kwargs: Any) -> Arrays:
     """-> dx, dh_0 and dc_0, and the gradients of the weights, by name."""
-    return named_gradients(*module.backward(tape, data.dy, as_state(data.dstate), **kwargs))
+    dx, dstate, dweights = module.backward(tape, data.dy, as_state(data.dstate), **kwargs)
+    if module is reference and data.index is not None:
+        rows, dx = dx, np.zeros(data.x.shape, dx.dtype)
+        np.add.at(dx, data.index, rows)
+    return named_gradients(dx, dstate, dweights)
 
 
 def named_gradients(dx: np.ndarray | None, dstate: Any, dweights: Arrays) -> Arrays:

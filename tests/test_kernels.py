@@ -39,6 +39,7 @@ def cases_around_the_width(isa, dtype, cell):
         "dropout": (0.0, 0.3, 1.0),
         "lengths": (False, True),
         "resets": (False, True),
+        "inputs": (0, 1, 7),
     }
     if cell == "lstm":
         options["proj_size"] = (0, *sorted({1} | {h - 1 for h in sizes} - {0}))
@@ -72,6 +73,8 @@ LARGER = [
     {"T": 3, "B": 33, "I": 5, "H": 67, "num_layers": 2, "bidirectional": True, "lengths": True},
     {"T": 4, "B": 22, "I": 40, "H": 100, "num_layers": 2, "resets": True, "dropout": 0.3},
     {"T": 2, "B": 1500, "I": 3, "H": 20},
+    {"T": 5, "B": 40, "I": 70, "H": 130, "inputs": 33},
+    {"T": 30, "B": 33, "I": 12, "H": 67, "inputs": 600, "num_layers": 2, "bidirectional": True, "lengths": True},
 ]
 # Few rows, for which weights are not packed: with rows of weights that end within a vector and at its end.
 FEW = [
@@ -80,6 +83,7 @@ FEW = [
     {"T": 2, "B": 3, "I": 5000, "H": 33},
     {"T": 5, "B": 4, "I": 320, "H": 128, "num_layers": 2, "bidirectional": True, "lengths": True},
     {"T": 9, "B": 2, "I": 128, "H": 200, "num_layers": 2, "resets": True, "dropout": 0.3},
+    {"T": 5, "B": 4, "I": 320, "H": 128, "inputs": 9, "bidirectional": True, "lengths": True},
 ]
 FEW_PROJECTED = [
     {"T": 2, "B": 7, "I": 256, "H": 130, "proj_size": 67, "num_layers": 2, "lengths": True},
@@ -88,6 +92,7 @@ FEW_PROJECTED = [
 PROJECTED = [
     {"T": 3, "B": 19, "I": 30, "H": 130, "proj_size": 67, "num_layers": 2, "lengths": True},
     {"T": 3, "B": 5, "I": 3, "H": 70, "proj_size": 35, "num_layers": 2, "bidirectional": True},
+    {"T": 6, "B": 19, "I": 30, "H": 130, "proj_size": 67, "inputs": 21, "resets": True},
 ]
 
 

@@ -3,7 +3,8 @@
 // Threads split the hidden units here too, and the recurrent product over K: a thread multiplies the gate gradients of
 // its own units with its own rows of W_hh, giving a partial dh_{t-1} of all units; the owner of a unit sums the partial
 // results (in the order of the threads) when it differentiates step t-1. So a step exchanges B*P numbers a thread and
-// meets once. Weight gradients and dx follow a time chunk at a time, while its gate gradients are in cache.
+// meets once. Weight gradients and dx follow a time chunk at a time, while its gate gradients are in cache. Where an
+// index says which rows of x are read, gate gradients are summed for each of these, and W_ih's and dx come last.
 #pragma once
 
 #include "cpu/layer.h"
@@ -34,7 +35,8 @@ class BackwardLayer {
         input_panels{a.input_size},
         state_panels{a.state_size},
         states(share(state_panels.vectors(), team, tid)),
-        x_once(a.packing == Packing::now && s.chunks == 1 && s.rows <= kPartRows && by_columns(s.rows)),
+        x_once(a.packing == Packing::now && (a.index || s.chunks == 1) && input_rows() <= kPartRows &&
+               by_columns(input_rows())),
         h_once(a.packing == Packing::now && s.seq_len == 1),
         weight_gradients(args, team, tid, units, states) {}
 
@@ -42,6 +44,7 @@ class BackwardLayer {
     if (s.rows == 0) return;
     pack();
     for (int64_t i = units.begin * kSlots * w; i < units.end * kSlots * w; i++) static_cast<T*>(a.bias_sums)[i] = 0;
+    for (T *sum = inputs().at(units.begin, 0), *end = inputs().at(units.end, 0); a.index && sum < end; sum++) *sum = 0;
     team.barrier(tid);
     const Walk chunks{!a.reverse, s.chunks};
     int64_t after = -1;  // the step differentiated before t: the one that follows it in the direction of the layer
@@ -58,10 +61,18 @@ class BackwardLayer {
         after = t;
       }
       weight_gradients.add(c, dgates);
-      if (a.dx) {
-        input_gradient(c);
+      if (a.index) {
+        add_to_inputs(s.offset[s.chunk_step[c + 1]]);
+      } else if (a.dx) {
+        input_gradient(s.offset[s.chunk_step[c + 1]] - chunk_row0);
         team.barrier(tid);
       }
+    }
+    if (a.index) {
+      weight_gradients.add_inputs(inputs());
+      chunk_row0 = 0;
+      dgates = inputs();
+      if (a.dx) input_gradient(a.inputs);
     }
     for (int64_t sb = states.begin; a.need_dh_0 && sb < states.end; sb++) {
       for (int64_t b = 0; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
@@ -130,7 +141,7 @@ class BackwardLayer {
         for (int64_t b = s.count[t]; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
       }
     }
-    const int64_t before = a.reverse ? (t + 1 < s.seq_len ? t + 1 : -1) : t - 1;
+    const int64_t before = step_before(a, t);
     Source<T> source[2];
     const int found = sources<T>(a, static_cast<const T*>(a.y), a.y_stride, true, t, before, source);
     if (a.projected) {
@@ -292,10 +303,22 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
+  // Gate gradients of rows chunk_row0..end join those of the rows of x that were read.
+  void add_to_inputs(int64_t end) {
+    for (int64_t u = units.begin; u < units.end; u++) {
+      for (int64_t row = chunk_row0; row < end; row++) {
+        const T* d = dgates.at(u, row - chunk_row0) + Cell::kXSlot * w;
+        T* sum = inputs().at(u, a.index[row]) + Cell::kXSlot * w;
+        FASTRNN_UNROLL
+        for (int k = 0; k < G::kXSlots; k++) store(sum + k * w, load(sum + k * w) + load(d + k * w));
+      }
+    }
+  }
+
   // dx = dgates W_ih. Some rows and a piece of the units at a time, whose gate gradients stay in cache while the panels
   // pass.
-  void input_gradient(int64_t c) {
-    const int64_t rows = s.offset[s.chunk_step[c + 1]] - chunk_row0, panels = input_panels.count();
+  void input_gradient(int64_t rows) {
+    const int64_t panels = input_panels.count();
     if (rows == 0) return;
     const bool columns = by_columns(rows);
     const Range own_panels = columns ? share(panels, team, tid) : Range{0, panels};
@@ -355,6 +378,8 @@ class BackwardLayer {
     }
   }
 
+  int64_t input_rows() const { return a.index ? a.inputs : s.rows; }
+  GateBlock<T, kSlots> inputs() const { return {static_cast<T*>(a.input_gates), a.inputs | 1}; }
   int unit_group(int64_t u) const { return int(min(kMaxVectors, units.end - u)); }
   int64_t state_width() const { return state_panels.vectors() * w; }
   T* carry(int64_t sb, int64_t b) const { return static_cast<T*>(a.dh) + (sb * s.batch + b) * w; }

@@ -45,7 +45,7 @@ struct ForwardPass {
   bool packs;
   void* space = nullptr;      // of spaces
   void* workspace = nullptr;  // of the offsets below
-  size_t x = 0, y = 0, dropped = 0, w_ih_panels = 0, w_hh_panels = 0, w_hr_panels = 0, bias_panels = 0;
+  size_t x = 0, y = 0, dropped = 0, w_ih_panels = 0, w_hh_panels = 0, w_hr_panels = 0, bias_panels = 0, input_gates = 0;
   std::vector<ForwardArgs> layers{};
 
   bool drops() const { return training && dropout.p > 0; }
@@ -53,8 +53,8 @@ struct ForwardPass {
   void plan_workspace(Layout& layout) {
     const PanelSizes panels(problem, geometry);
     const auto bytes = [&](int64_t n) { return size_t(n) * geometry.element; };
+    if (plan.copies_inputs()) x = layout.add(bytes(plan.rows() * problem.input_size));
     if (plan.copies_rows()) {
-      x = layout.add(bytes(plan.rows() * problem.input_size));
       y = layout.add(bytes(plan.rows() * problem.directions * problem.state_size()));
     }
     if (drops()) dropped = layout.add(bytes(plan.rows() * problem.directions * problem.state_size()));
@@ -62,6 +62,7 @@ struct ForwardPass {
     w_hh_panels = layout.add(packs ? bytes(panels.w_hh) : 0);
     w_hr_panels = layout.add(packs ? bytes(panels.w_hr) : 0);
     bias_panels = layout.add(bytes(geometry.gate_row));
+    input_gates = layout.add(bytes(plan.padded_inputs() * geometry.gate_row));
   }
 
   void describe() {
@@ -72,7 +73,7 @@ struct ForwardPass {
         ForwardArgs a{};
         describe_layer(problem, plan, spaces, space, layer, direction,
                        weights[size_t(layer * problem.directions + direction)], a);
-        a.x = layer == 0 ? (plan.copies_rows() ? at(workspace, x) : arrays.x)
+        a.x = layer == 0 ? (plan.copies_inputs() ? at(workspace, x) : arrays.x)
               : drops()  ? at(workspace, dropped)
                          : at(space, spaces.outputs[size_t(layer) - 1]);
         void* y_rows = !last                ? at(space, spaces.outputs[size_t(layer)])
@@ -87,6 +88,7 @@ struct ForwardPass {
         a.w_hh_panels = at(workspace, w_hh_panels);
         a.w_hr_panels = at(workspace, w_hr_panels);
         a.bias_panels = at(workspace, bias_panels);
+        a.input_gates = at(workspace, input_gates);
         layers.push_back(a);
       }
     }
@@ -95,7 +97,7 @@ struct ForwardPass {
   void run(Team& team, int tid) const {
     const size_t x_row = size_t(problem.input_size) * geometry.element;
     const size_t y_row = size_t(problem.directions * problem.state_size()) * geometry.element;
-    if (plan.copies_rows()) pack_rows(plan, arrays.x, at(workspace, x), x_row, tid, team.size());
+    if (plan.copies_inputs()) pack_rows(plan, arrays.x, at(workspace, x), x_row, tid, team.size());
     for (int64_t layer = 0; layer < problem.num_layers; layer++) {
       for (int direction = 0; direction < problem.directions; direction++) {
         const int64_t i = layer * problem.directions + direction;
@@ -171,6 +173,7 @@ struct BackwardPass {
   void* workspace = nullptr;  // of the offsets below
   size_t x = 0, y = 0, dx = 0, dropped = 0, dy[2] = {0, 0}, dh = 0, dc = 0, w_ih_panels = 0, w_hh_panels = 0;
   size_t w_hr_panels = 0, dgates = 0, partial = 0, dhidden = 0, bias_sums = 0, columns = 0, outer_tiles = 0;
+  size_t input_gates = 0;
   std::vector<BackwardArgs> layers{};
 
   const Geometry& geometry() const { return reserve.geometry; }
@@ -185,9 +188,9 @@ struct BackwardPass {
     const PanelSizes panels(problem, g);
     const int64_t rows = plan().rows();
     const auto bytes = [&](int64_t n) { return size_t(n) * g.element; };
-    if (plan().copies_rows()) {
+    if (plan().copies_rows()) y = layout.add(bytes(rows * width()));
+    if (plan().copies_inputs()) {
       x = layout.add(bytes(rows * problem.input_size));
-      y = layout.add(bytes(rows * width()));
       dx = layout.add(arrays.dx ? bytes(rows * problem.input_size) : 0);
     }
     if (drops()) dropped = layout.add(bytes(rows * width()));
@@ -208,6 +211,7 @@ struct BackwardPass {
         layout.add(bytes(outer_rows() * reserve.kernels->columns_size(input, problem.state_size(),
                                                                       problem.proj_size ? problem.hidden_size : 0)));
     outer_tiles = layout.add(bytes(threads * reserve.kernels->tiles_size(outer_rows())));
+    if (plan().has_index()) input_gates = layout.add(bytes(plan().padded_inputs() * g.gate_row + g.width));
   }
 
   // Gradients of a layer's output: of the top one the user's; below, the dx of the layer above, in turns.
@@ -219,7 +223,7 @@ struct BackwardPass {
   }
 
   const void* input(int64_t layer) const {
-    if (layer == 0) return plan().copies_rows() ? at(workspace, x) : arrays.x;
+    if (layer == 0) return plan().copies_inputs() ? at(workspace, x) : arrays.x;
     return drops() ? at(workspace, dropped) : output(layer - 1);
   }
 
@@ -240,9 +244,9 @@ struct BackwardPass {
         const void* dy_rows = output_gradient(layer);
         a.dy = dy_rows ? static_cast<const char*>(dy_rows) + column : nullptr;
         a.y_stride = a.dy_stride = width();
-        a.dx = layer > 0                           ? output_gradient(layer - 1)
-               : arrays.dx && plan().copies_rows() ? at(workspace, dx)
-                                                   : arrays.dx;
+        a.dx = layer > 0                             ? output_gradient(layer - 1)
+               : arrays.dx && plan().copies_inputs() ? at(workspace, dx)
+                                                     : arrays.dx;
         a.add_dx = direction == 1;
         a.dh = at(workspace, dh);
         a.need_dh_0 = arrays.dh_0;
@@ -261,6 +265,7 @@ struct BackwardPass {
         a.columns = at(workspace, columns);
         a.outer_tiles = at(workspace, outer_tiles);
         a.outer_rows = outer_rows();
+        a.input_gates = at(workspace, input_gates);
         layers.push_back(a);
       }
     }
@@ -268,6 +273,9 @@ struct BackwardPass {
 
   // Those of a batch without rows, which no kernel touches.
   void clear_gradients() const {
+    if (plan().has_index() && arrays.dx)
+      std::memset(arrays.dx, 0, size_t(plan().inputs()) * row_bytes(problem.input_size));
+    if (arrays.accumulate) return;
     for (size_t i = 0; i < grads.size(); i++) {
       const int64_t layer = int64_t(i) / problem.directions, gates = problem.gates() * problem.hidden_size;
       const auto clear = [&](void* grad, int64_t n) {
@@ -283,10 +291,12 @@ struct BackwardPass {
 
   void run(Team& team, int tid) const {
     const Geometry& g = geometry();
-    if (plan().rows() == 0 && !arrays.accumulate && tid == 0) clear_gradients();
+    if (plan().rows() == 0 && tid == 0) clear_gradients();
     const int64_t batch = plan().batch(), top = problem.num_layers - 1;
-    if (plan().copies_rows()) {
+    if (plan().copies_inputs()) {
       pack_rows(plan(), arrays.x, at(workspace, x), row_bytes(problem.input_size), tid, team.size());
+    }
+    if (plan().copies_rows()) {
       pack_rows(plan(), arrays.y, at(workspace, y), row_bytes(width()), tid, team.size());
       if (arrays.dy) pack_rows(plan(), arrays.dy, output_gradient(top), row_bytes(width()), tid, team.size());
     }
@@ -323,7 +333,7 @@ struct BackwardPass {
         team.barrier(tid);
       }
     }
-    if (plan().copies_rows() && arrays.dx) {
+    if (plan().copies_inputs() && arrays.dx) {
       unpack_rows(plan(), at(workspace, dx), arrays.dx, row_bytes(problem.input_size), tid, team.size());
     }
   }

@@ -2,7 +2,8 @@
 //
 // Threads split the hidden units; a thread packs, multiplies and activates its own units only, and meets the others
 // once a time step (twice with a projection), when h_t is complete. W_ih x is computed a time chunk ahead, so that it
-// is still in cache when the recurrence reads it. A tile of the recurrence holds all gates of its units: the cell is
+// is still in cache when the recurrence reads it; where an index says which rows of x are read, all of it before the
+// first step. A tile of the recurrence holds all gates of its units: the cell is
 // its epilogue.
 #pragma once
 
@@ -30,7 +31,7 @@ class ForwardLayer {
         batch_rows(a.by_rows ? share(s.batch, team, tid) : Range{0, s.batch}),
         state_panels{a.state_size},
         projections(share(a.projected ? state_panels.count() : 0, team, tid)),
-        x_once(a.packing == Packing::now && !a.by_rows && s.chunks == 1),
+        x_once(a.packing == Packing::now && !a.by_rows && (a.index || s.chunks == 1)),
         h_once(a.packing == Packing::now && !a.by_rows && s.seq_len == 1) {}
 
   void run() {
@@ -38,14 +39,20 @@ class ForwardLayer {
     if (s.rows == 0) return;
     if (a.resets) begin_resets();
     team.barrier(tid);
+    if (a.index) {
+      input_product(0, a.inputs, inputs());
+      if (a.by_rows) team.barrier(tid);
+    }
     const Walk chunks{a.reverse, s.chunks};
     int64_t before = -1;
     for (int64_t i = 0; i < s.chunks; i++) {
       const int64_t c = chunks[i];
       const auto gates = gate_chunk<T, kSlots>(s, a.gates, blocks, c, a.training);
       const int64_t t0 = s.chunk_step[c];
-      input_product(c, gates);
-      if (a.by_rows) team.barrier(tid);  // rows of (t, b) were split otherwise
+      if (!a.index) {
+        input_product(s.offset[t0], s.offset[s.chunk_step[c + 1]], gates);
+        if (a.by_rows) team.barrier(tid);  // rows of (t, b) were split otherwise
+      }
       const Walk steps{a.reverse, s.chunk_step[c + 1] - t0};
       for (int64_t j = 0; j < steps.n; j++) {
         const int64_t t = t0 + steps[j];
@@ -107,10 +114,10 @@ class ForwardLayer {
     }
   }
 
-  void input_product(int64_t c, GateBlock<T, kSlots> gates) {
-    const int64_t row0 = s.offset[s.chunk_step[c]], chunk_rows = s.offset[s.chunk_step[c + 1]] - row0;
-    const Range rows = a.by_rows ? share(chunk_rows, team, tid) : Range{0, chunk_rows};
-    const Rows<T> x{static_cast<const T*>(a.x) + (row0 + rows.begin) * a.x_stride, a.x_stride, 1, 0};
+  // W_ih x + b of rows begin..end of x.
+  void input_product(int64_t begin, int64_t end, GateBlock<T, kSlots> gates) {
+    const Range rows = a.by_rows ? share(end - begin, team, tid) : Range{0, end - begin};
+    const Rows<T> x{static_cast<const T*>(a.x) + (begin + rows.begin) * a.x_stride, a.x_stride, 1, 0};
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
       const T* next = !x_once && u + n < units.end ? x_panel(u + n) : nullptr;
@@ -152,17 +159,24 @@ class ForwardLayer {
       if (a.packing == Packing::none) unpacked = recurrent_rows(u);
       for (int k = 0; k < found; k++) {
         const Source<T>& from = source[k];
+        const int64_t row0 = s.offset[t] + from.rows.begin, row_end = s.offset[t] + from.rows.end;
+        if (a.index) fetch_inputs(u, n, row0, min(row0 + kMaxRows, row_end));
         gemm_in_pieces(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
                        columns(h_panel(u), n * Cell::kGates, next, unpacked),
                        [&](Piece piece, int64_t first, int64_t count, const T* tile) {
+                         if (a.index && piece.first) {
+                           fetch_inputs(u, n, row0 + first + count, min(row0 + first + 2 * count, row_end));
+                         }
                          for (int b = 0; b < n; b++) {
                            for (int64_t r = 0; r < count; r++) {
-                             T* row = gates.at(u + b, chunk_row + from.rows.begin + first + r);
+                             const int64_t of_step = from.rows.begin + first + r;
+                             T* row = gates.at(u + b, chunk_row + of_step);
+                             const T* sum = a.index && piece.first ? input(u + b, s.offset[t] + of_step) : row;
                              const T* product = tile + (r * n + b) * Cell::kGates * w;
                              if (piece.last) {
-                               activate(t, u + b, from, first + r, row, product);
+                               activate(t, u + b, from, first + r, sum, row, product);
                              } else {
-                               add_product(product, row);
+                               add_product(sum, product, row);
                              }
                            }
                          }
@@ -171,24 +185,37 @@ class ForwardLayer {
     }
   }
 
-  static FASTRNN_INLINE void add_product(const T* product, T* gate_row) {
+  // What an index finds stands where the hardware does not foresee it.
+  FASTRNN_INLINE void fetch_inputs(int64_t u, int n, int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end; row++) {
+      for (int i = 0; i < n; i++) {
+        for (int k = 0; k < kSlots * kVectorBytes; k += kLine) {
+          __builtin_prefetch(reinterpret_cast<const char*>(input(u + i, row)) + k);
+        }
+      }
+    }
+  }
+
+  static FASTRNN_INLINE V slot_sum(int k, const T* sum, const T* product) {
+    const V before = load(sum + k * w);
+    return G::from_h(k) ? before + load(product + (k - Cell::kHSlot) * w) : before;
+  }
+
+  static FASTRNN_INLINE void add_product(const T* sum, const T* product, T* gate_row) {
     FASTRNN_UNROLL
-    for (int k = 0; k < Cell::kGates; k++) {
-      T* sum = gate_row + (Cell::kHSlot + k) * w;
-      store(sum, load(sum) + load(product + k * w));
+    for (int k = 0; k < kSlots; k++) {
+      if (G::from_h(k) || sum != gate_row) store(gate_row + k * w, slot_sum(k, sum, product));
     }
   }
 
   // The cell for one unit block of one row; `i` counts from the source's first row.
-  FASTRNN_INLINE void activate(int64_t t, int64_t u, const Source<T>& from, int64_t i, T* gate_row, const T* product) {
+  FASTRNN_INLINE void activate(int64_t t, int64_t u, const Source<T>& from, int64_t i, const T* sum, T* gate_row,
+                               const T* product) {
     const int64_t b = from.rows.begin + i, row = s.offset[t] + b;
     const int64_t valid = valid_lanes<T>(a.hidden_size, u);
     V slot[kSlots];
     FASTRNN_UNROLL
-    for (int k = 0; k < kSlots; k++) {
-      slot[k] = load(gate_row + k * w);
-      if (G::from_h(k)) slot[k] += load(product + (k - Cell::kHSlot) * w);
-    }
+    for (int k = 0; k < kSlots; k++) slot[k] = slot_sum(k, sum, product);
     V h_prev{}, c_prev{}, c{}, h;
     if (Cell::kUsesPreviousState) h_prev = load_first(from.h + i * from.h_stride + u * w, valid);
     T* cells = static_cast<T*>(a.cells) + u * a.cell_rows * w;
@@ -231,6 +258,8 @@ class ForwardLayer {
     }
   }
 
+  GateBlock<T, kSlots> inputs() const { return {static_cast<T*>(a.input_gates), a.inputs | 1}; }
+  const T* input(int64_t u, int64_t row) const { return inputs().at(u, a.index[row]); }
   int group_size(int64_t u) const { return int(min(G::kUnits, units.end - u)); }
 
   // The weights of the panels below, as they stand.

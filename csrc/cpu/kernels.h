@@ -8,6 +8,7 @@
 //   cells    [nb][cell_rows][W]: rows 0..B are c_0 (inference: the running state), then c_t of every row
 //   hidden   [rows][nb * W]: o tanh(c) before the projection
 //   x, y     [rows][stride]: as the user's arrays
+//   inputs   [nb][inputs, padded][S][W]: with an index, what the rows that read the same row of x have in common
 // A row is one (t, b) pair. With lengths, rows are packed: at step t only the batch rows still running, longest first.
 #pragma once
 
@@ -35,8 +36,12 @@ struct LayerArgs {
   bool projected;
   Weights weights;
 
-  const void* x;  // (rows, x_stride)
+  const void* x;  // (rows, x_stride), with an index (inputs, x_stride)
   int64_t x_stride;
+  const int32_t* index;  // (rows): of x; or null
+  int64_t inputs;
+  const uint8_t* inputs_read;  // (inputs): whether the index names it
+  void* input_gates;      // with an index: W_ih x + b; backward: sums of gate gradients, and one vector as with dgates
   const void* h_0;        // (B, state_size), rows in the order of the batch as packed
   const uint8_t* resets;  // (rows) or null
   void* h_prev;  // (rows, state_size), inference (2 * B, state_size): h_{t-1} with resets applied; only with resets
@@ -66,7 +71,7 @@ struct BackwardArgs : LayerArgs {
   int64_t y_stride;
   const void* dy;  // (rows, dy_stride) or null
   int64_t dy_stride;
-  void* dx;  // (rows, x_stride) or null
+  void* dx;  // as x, or null
   bool add_dx;
   void* dh;  // [state blocks][B][W]: dh_n on entry, dh_0 on return
   bool need_dh_0;

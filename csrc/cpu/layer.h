@@ -38,6 +38,11 @@ struct Walk {
   int64_t operator[](int64_t i) const { return descending ? n - 1 - i : i; }
 };
 
+// The step whose h step t takes, in the direction of the layer; -1: the initial state.
+FASTRNN_INLINE int64_t step_before(const LayerArgs& a, int64_t t) {
+  return a.reverse ? (t + 1 < a.steps.seq_len ? t + 1 : -1) : t - 1;
+}
+
 // The rows of one step that take h_{t-1} and c_{t-1} from one place: from the step before, or from the initial state
 // (all rows at the first step; in the reverse direction also rows that start later, at their own end).
 template <class T>

@@ -48,7 +48,8 @@ Geometry::Geometry(const Problem& problem, const Kernels& kernels)
       gate_row(blocks * cell->slots * width),
       element(problem.element_size()) {}
 
-Plan::Plan(const Batch& batch, const Geometry& geometry, bool training) : batch_(batch.batch), packed_(batch.packed) {
+Plan::Plan(const Batch& batch, const Geometry& geometry, bool training)
+    : batch_(batch.batch), inputs_(batch.index ? batch.inputs : -1), packed_(batch.packed) {
   const size_t seq_len = batch_ ? size_t(batch.seq_len) : 0;
   const int64_t* lengths = batch.lengths;
   if (lengths && std::any_of(lengths, lengths + batch_, [&](int64_t n) { return n != batch.seq_len; })) {
@@ -82,14 +83,18 @@ Plan::Plan(const Batch& batch, const Geometry& geometry, bool training) : batch_
     most_chunk_rows_ = std::max(most_chunk_rows_, padded);
   }
 
-  if (batch.resets && rows() > 0) {
-    resets_.resize(size_t(rows()));
+  // Of the user's (T, B), what belongs to rows.
+  const auto pack = [&](const auto* source, auto& target) {
+    if (!source || rows() == 0) return;
+    target.resize(size_t(rows()));
     for (int64_t t = 0; t < batch.seq_len; t++) {
-      for (int64_t r = 0; r < count(t); r++) {
-        resets_[size_t(offset(t) + r)] = batch.resets[t * batch_ + user_row(r)];
-      }
+      for (int64_t r = 0; r < count(t); r++) target[size_t(offset(t) + r)] = source[t * batch_ + user_row(r)];
     }
-  }
+  };
+  pack(batch.resets, resets_);
+  pack(batch.index, index_);
+  if (has_index()) inputs_read_.resize(size_t(inputs_));
+  for (const int32_t i : index_) inputs_read_[size_t(i)] = 1;
 }
 
 Steps Plan::steps() const {

@@ -33,11 +33,17 @@ class Plan {
   bool ragged() const { return !order_.empty(); }
   // Whether the user's arrays hold other rows, or in another order, than the kernels want.
   bool copies_rows() const { return ragged() && !packed_; }
+  bool copies_inputs() const { return copies_rows() && !has_index(); }
   // Batch row of the user's that stands at place r.
   int64_t user_row(int64_t r) const { return ragged() ? order_[size_t(r)] : r; }
   // Row that holds the final state of place r in this direction; -1: r has no steps.
   int64_t last_row(int64_t r, bool reverse) const;
   const uint8_t* resets() const { return resets_.empty() ? nullptr : resets_.data(); }
+  const int32_t* index() const { return index_.empty() ? nullptr : index_.data(); }
+  const uint8_t* inputs_read() const { return inputs_read_.empty() ? nullptr : inputs_read_.data(); }
+  bool has_index() const { return inputs_ >= 0; }
+  int64_t inputs() const { return inputs_; }  // rows of x; -1 without an index
+  int64_t padded_inputs() const { return has_index() ? inputs_ | 1 : 0; }
   int64_t rows() const { return offset_.back(); }
   int64_t count(int64_t t) const { return count_[size_t(t)]; }
   int64_t offset(int64_t t) const { return offset_[size_t(t)]; }
@@ -47,10 +53,11 @@ class Plan {
   int64_t most_chunk_rows() const { return most_chunk_rows_; }  // padded
 
  private:
-  int64_t batch_, most_chunk_rows_ = 0;
+  int64_t batch_, inputs_, most_chunk_rows_ = 0;
   bool packed_;
   std::vector<int64_t> order_, length_, count_, offset_, chunk_step_, chunk_base_;
-  std::vector<uint8_t> resets_;
+  std::vector<uint8_t> resets_, inputs_read_;
+  std::vector<int32_t> index_;
 };
 
 // Threads worth using, at most `most`, for a call of so many flops that splits into so many parts.

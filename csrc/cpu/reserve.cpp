@@ -41,6 +41,9 @@ void describe_layer(const Problem& problem, const Plan& plan, const LayerSpaces&
   args.projected = problem.proj_size > 0;
   args.weights = weights;
   args.x_stride = args.input_size;
+  args.index = layer == 0 ? plan.index() : nullptr;
+  args.inputs = plan.inputs();
+  args.inputs_read = plan.inputs_read();
   args.h_0 = at(space, d.h_0);
   args.resets = plan.resets();
   args.h_prev = at(space, d.h_prev);

@@ -42,6 +42,7 @@ class CpuReserve final : public Reserve {
   const Problem& problem() const override { return problem_; }
   int64_t seq_len() const override { return seq_len_; }
   int64_t batch() const override { return plan.batch(); }
+  int64_t inputs() const override { return plan.inputs(); }
 
  private:
   Problem problem_;

@@ -85,6 +85,7 @@ def forward(
     memory: Memory | None,
     num_threads: int = 0,  # 0: get_num_threads()
     out: tuple[_Numbers | None, ...] | None = None,
+    index: _Array | None = None,  # int32 (T, B): the row that each step of each sequence reads of x, then (inputs, I)
 ) -> tuple[Any, Any, Any, Reserve | None]:
     """One pass over the whole stack: y (T, B, D*P), h_n (L*D, B, P), c_n (L*D, B, H) for LSTM, a Reserve if training.
 

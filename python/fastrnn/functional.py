@@ -25,15 +25,17 @@ from . import _core
 from .arrays import HOST
 from .checks import check_flag, check_probability, check_size
 from .locks import ForkLock
-from .spec import Spec, describe_call, spec_from_weights
+from .spec import Spec, spec_from_weights
 from .validation import (
     Array,
+    check_index,
     check_input,
     check_lengths,
     check_output_grad,
     check_resets,
     check_states,
     gather,
+    in_layout,
 )
 
 State = Any  # h of RNN and GRU, the pair (h, c) of LSTM
@@ -102,6 +104,7 @@ def forward(
     *,
     lengths: Any = None,
     resets: Array | None = None,
+    index: Array | None = None,
     dropout: float = 0.0,
     dropout_seed: int | None = None,
     batch_first: bool = False,
@@ -119,6 +122,8 @@ def forward(
         state: h_0 (L*D, B, H), for "lstm" a pair (h_0, c_0); None: zeros. Unbatched without B.
         lengths: integers (B,), the number of steps of each row; None: all T.
         resets: bool (T, B) or (B, T) with ``batch_first``: zeroes the state before step t where True.
+        index: integers (T, B), (B, T) with ``batch_first`` or (T,): x is then (U, I), and step t of row b reads
+            x[index[t, b]]; see ``LSTM.forward``. On the CPU.
         dropout: the share of units dropped between layers, 0 to 1.
         dropout_seed: fixes the masks; None draws one, which the tape tells.
         training: False keeps no tape and drops nothing.
@@ -142,6 +147,7 @@ def forward(
         check_probability(spec.label, "dropout", dropout),
         dropout_seed,
         check_flag(spec.label, "training", training),
+        index=index,
     )
 
 
@@ -187,17 +193,20 @@ def run_forward(
     rng: np.random.Generator | None = None,
     owner: ForkLock | None = None,
     memory: _core.Memory | None = None,
+    index: Any = None,
 ) -> tuple[Array, State, Tape | None]:
     """``forward`` with spec, weights and options checked. rng gives the dropout seed where one is needed and none was
     given; it, owner and memory belong to the layer that calls. After an error rng is as before."""
     given = x
-    unbatched, ready = False, not batch_first and spec.kernels.is_input(spec.problem, x)
-    if not ready:
+    unbatched, ready = False, index is None and not batch_first and spec.kernels.is_input(spec.problem, x)
+    if index is not None:
+        x, index, unbatched = check_index(spec, x, index, batch_first)
+    elif not ready:
         x, unbatched = check_input(spec, x, batch_first)
-    seq_len, batch, _ = x.shape
+    seq_len, batch = x.shape[:2] if index is None else index.shape
     if lengths is not None:
         lengths = check_lengths(spec, lengths, seq_len, batch, unbatched)
-    spec.check_call(x, lengths, training)
+    spec.check_call(seq_len, batch, x, lengths, training)
     h_0 = c_0 = None
     if state is not None:
         h_0, c_0 = check_states(spec, state, ("state", "h_0", "c_0"), batch, unbatched)
@@ -219,20 +228,22 @@ def run_forward(
                 rng_state = rng.bit_generator.state
                 dropout_seed = int(rng.integers(0, 2**64, dtype=np.uint64))
         y, h_n, c_n, reserve = spec.kernels.forward(
-            spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training, memory
-        )
+            spec.problem, x, h_0, c_0, weights, lengths, resets, dropout, dropout_seed or 0, training, memory,
+            **({} if index is None else {"index": index}),
+        )  # fmt: skip
     except BaseException as error:
         if rng is not None and rng_state is not None:
             rng.bit_generator.state = rng_state
         if isinstance(error, MemoryError):
-            spec.refuse(describe_call(x))
+            spec.refuse(spec.describe_call(seq_len, batch))
         raise
     tape = None
     if training:
         assert reserve is not None
         tape = Tape(spec, (reserve, x, y, weights), unbatched, batch_first, dropout_seed, owner or ForkLock())
     if unbatched or batch_first:
-        y, h_n, c_n = _in_callers_layout(y, h_n, c_n, unbatched)
+        y = in_layout(y, unbatched, batch_first)
+        h_n, c_n = _states_in_layout(h_n, c_n, unbatched)
     if spec.arrays is not HOST:
         y, h_n, c_n = (spec.arrays.give(given, array) for array in (y, h_n, c_n))
         if tape is not None:
@@ -262,7 +273,7 @@ def run_backward(
         if saved is None:
             raise ValueError(f"{spec.label}: tape has been consumed by an earlier backward; each serves one")
         reserve, x, y, weights = saved
-        seq_len, batch, _ = x.shape
+        seq_len, batch, _ = y.shape
         dh_n, dc_n = check_states(spec, dstate, ("dstate", "dh_n", "dc_n"), batch, unbatched)
         if dy is not None:
             dy = check_output_grad(spec, dy, seq_len, batch, unbatched, batch_first)
@@ -275,19 +286,20 @@ def run_backward(
                 spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, need_dx, dweights, memory
             )
         except MemoryError:
-            spec.refuse(describe_call(x))
+            spec.refuse(spec.describe_call(seq_len, batch))
             raise
         if not retain:
             tape._saved = None
     if unbatched or batch_first:
-        dx, dh_0, dc_0 = _in_callers_layout(dx, dh_0, dc_0, unbatched)
+        if dx is not None and x.ndim == 3:  # x with an index is no sequence
+            dx = in_layout(dx, unbatched, batch_first)
+        dh_0, dc_0 = _states_in_layout(dh_0, dc_0, unbatched)
     if spec.arrays is not HOST:
         dx, dh_0, dc_0 = (spec.arrays.give(tape._given, array) for array in (dx, dh_0, dc_0))
     return dx, (dh_0 if dc_0 is None else (dh_0, dc_0)), dweights
 
 
-def _in_callers_layout(sequence: Any, h: Array, c: Array | None, unbatched: bool) -> tuple[Any, Array, Array | None]:
-    """Views of y or dx (T, B, .) and of the states, for a caller without a batch or with the batch first."""
+def _states_in_layout(h: Array, c: Array | None, unbatched: bool) -> tuple[Array, Array | None]:
     if not unbatched:
-        return None if sequence is None else sequence.swapaxes(0, 1), h, c
-    return None if sequence is None else sequence[:, 0], h[:, 0], None if c is None else c[:, 0]
+        return h, c
+    return h[:, 0], None if c is None else c[:, 0]

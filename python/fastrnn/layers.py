@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .arrays import HOST
 from .checks import check_choice, check_flag, check_probability, check_size
 from .functional import State, Tape, run_backward, run_forward
 from .locks import ForkLock
@@ -134,13 +135,23 @@ class _Recurrent:
         """The weights' gradients by name; ``backward`` adds to them."""
         return self._grads
 
+    @property
+    def _takes_index(self) -> bool:
+        return self._spec.arrays is HOST
+
     def __call__(
-        self, x: Array, state: State = None, *, lengths: Any = None, resets: Array | None = None
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        resets: Array | None = None,
+        index: Array | None = None,
     ) -> tuple[Array, State]:
         """Inference: (y, state), with the arguments of ``forward``. No tape is kept, nothing is dropped."""
         y, state, _ = run_forward(
             self._spec, gather(self._spec, "parameters", self._parameters), x, state, lengths, resets,
-            self._batch_first, memory=self._memory,
+            self._batch_first, memory=self._memory, index=index,
         )  # fmt: skip
         return y, state
 
@@ -151,6 +162,7 @@ class _Recurrent:
         *,
         lengths: Any = None,
         resets: Array | None = None,
+        index: Array | None = None,
         dropout_seed: int | None = None,
     ) -> tuple[Array, State, Tape]:
         """Training: runs the sequence and keeps what ``backward`` needs.
@@ -164,6 +176,10 @@ class _Recurrent:
                 zero; the reverse direction starts at the row's end. None: all T.
             resets: bool (T, B) or (B, T) with ``batch_first``, unbatched (T,). Where True the state is zeroed before
                 step t. Not with ``bidirectional``.
+            index: integers (T, B), (B, T) with ``batch_first`` or (T,), 0 <= index < U: x is then (U, I), the distinct
+                inputs, such as a matrix of embeddings, and step t of row b reads x[index[t, b]]. The results are those
+                of x[index], the gradient of x is (U, I), and products with W_ih take U rows instead of T*B. On the
+                CPU.
             dropout_seed: fixes the dropout masks, 0 to 2**64 - 1; None draws one from the layer's generator.
 
         Returns:
@@ -175,7 +191,7 @@ class _Recurrent:
         """
         y, state, tape = run_forward(
             self._spec, gather(self._spec, "parameters", self._parameters), x, state, lengths, resets,
-            self._batch_first, self._dropout, dropout_seed, True, self._rng, self._owner, self._memory,
+            self._batch_first, self._dropout, dropout_seed, True, self._rng, self._owner, self._memory, index,
         )  # fmt: skip
         assert tape is not None
         return y, state, tape
@@ -193,7 +209,7 @@ class _Recurrent:
             retain: True keeps the tape usable for another backward.
 
         Returns:
-            (dx, dstate_0): the gradients of x and of the initial state.
+            (dx, dstate_0): the gradients of x, in its shape, and of the initial state.
 
         Raises:
             ValueError, TypeError: an argument, or an entry of ``grads``, that is not as described; a tape that is

@@ -122,13 +122,12 @@ class Spec:
         """The most bytes that could ever be allocated."""
         return _memory_limit()
 
-    def check_call(self, x: np.ndarray, lengths: np.ndarray | None, training: bool) -> None:
-        """Refuses an x (T, B, I) of more than can be counted or of which memory could never hold what the call makes.
+    def check_call(self, seq_len: int, batch: int, x: np.ndarray, lengths: np.ndarray | None, training: bool) -> None:
+        """Refuses more steps and rows than can be counted or of which memory could never hold what the call makes.
 
         That is y, the states, a copy of x where one is needed and, training, the kept activations; a little less than
         what is allocated in the end, which has room for padding and workspaces.
         """
-        seq_len, batch, _ = x.shape
         rows = seq_len * batch
         if (rows + seq_len + batch) * self._most_elements <= _SURELY_FITS:
             return
@@ -143,7 +142,10 @@ class Spec:
         if size > _memory_limit():
             if training and lengths is not None:  # steps past a row's end are not kept
                 size -= (rows - int(lengths.sum())) * self._kept_size * self.dtype.itemsize
-            self.check_allocatable("results", size, describe_call(x))
+            self.check_allocatable("results", size, self.describe_call(seq_len, batch))
+
+    def describe_call(self, seq_len: int, batch: int) -> str:
+        return f"a call with x of T={seq_len}, B={batch}, input_size={self.input_size}"
 
     def refuse(self, what: str) -> None:
         """In the place of a MemoryError."""
@@ -258,10 +260,6 @@ def _place_of(array: Any) -> tuple[str, int] | None:
     from .cuda.spec import place_of
 
     return place_of(array)
-
-
-def describe_call(x: np.ndarray) -> str:
-    return "a call with x of T={}, B={}, input_size={}".format(*x.shape)
 
 
 def label_of(cell: str) -> str:

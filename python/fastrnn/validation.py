@@ -33,7 +33,39 @@ def check_input(spec: Spec, x: Any, batch_first: bool) -> tuple[Array, bool]:
         expected = {2: unbatched, 3: batched}.get(ndim, f"{batched} or, without a batch, {unbatched}")
         raise ValueError(f"{spec.label}: x must have shape {expected}, got {tuple(x.shape)}")
     unbatched = ndim == 2
-    return (_time_major(x, unbatched, batch_first) if unbatched or batch_first else x), unbatched
+    return (time_major(x, unbatched, batch_first) if unbatched or batch_first else x), unbatched
+
+
+def check_index(spec: Spec, x: Any, index: Any, batch_first: bool) -> tuple[Array, Array, bool]:
+    """x (U, I), not yet ``contiguous``, index as int32 (T, B) of its own, and whether it came unbatched as (T,)."""
+    if spec.arrays is not HOST:
+        raise ValueError(f"{spec.label}: index is for the CPU; on {spec.arrays.device} give x[index] as x")
+    x = HOST.check(spec.label, "x", x, spec.dtype)
+    if x.ndim != 2 or x.shape[1] != spec.input_size:
+        raise ValueError(f"{spec.label}: x must have shape (U, input_size={spec.input_size}) with index, got {x.shape}")
+    index = plain(spec.label, "index", index, "an array of integers")
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"{spec.label}: index must be integers, got dtype {index.dtype}")
+    if index.ndim not in (1, 2):
+        batched = "(B, T)" if batch_first else "(T, B)"
+        raise ValueError(f"{spec.label}: index must have shape {batched} or, without a batch, (T,), got {index.shape}")
+    if not index.dtype.isnative:
+        raise TypeError(f"{spec.label}: index must have native byte order, got dtype {index.dtype.str!r}")
+    unbatched = index.ndim == 1
+    index = time_major(index, unbatched, batch_first)
+    try:
+        index = np.array(index, order="C")  # what another thread writes from now on comes too late
+        bad = (index < 0) | (index >= len(x))
+    except MemoryError:
+        spec.refuse(spec.describe_call(*index.shape))
+        raise
+    if bad.any():
+        t, b = np.unravel_index(bad.argmax(), bad.shape)
+        place = f"t={t}" if unbatched else f"t={t}, b={b}"
+        raise ValueError(
+            f"{spec.label}: index must be at least 0 and below U={len(x)}, the rows of x, got {index[t, b]} at {place}"
+        )
+    return x, index.astype(np.int32, copy=False), unbatched
 
 
 def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> Array:
@@ -47,7 +79,7 @@ def check_output_grad(spec: Spec, dy: Any, seq_len: int, batch: int, unbatched: 
         axes = _leading_axes(seq_len, batch, unbatched, batch_first)
         expected = ", ".join([*(f"{axis}={n}" for axis, n in axes.items()), str(spec.output_size)])
         raise ValueError(f"{spec.label}: dy must have y's shape ({expected}), got {tuple(dy.shape)}")
-    return spec.arrays.contiguous(_time_major(dy, unbatched, batch_first) if unbatched or batch_first else dy)
+    return spec.arrays.contiguous(time_major(dy, unbatched, batch_first) if unbatched or batch_first else dy)
 
 
 def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) -> dict[str, int]:
@@ -56,9 +88,14 @@ def _leading_axes(seq_len: int, batch: int, unbatched: bool, batch_first: bool) 
     return {"B": batch, "T": seq_len} if batch_first else {"T": seq_len, "B": batch}
 
 
-def _time_major(array: Array, unbatched: bool, batch_first: bool) -> Array:
+def time_major(array: Array, unbatched: bool, batch_first: bool) -> Array:
     """The caller's layout as (T, B, ...), a view."""
     return array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array
+
+
+def in_layout(array: Array, unbatched: bool, batch_first: bool) -> Array:
+    """The other way round."""
+    return array[:, 0] if unbatched else array.swapaxes(0, 1) if batch_first else array
 
 
 def check_states(spec: Spec, state: Any, names: tuple[str, str, str], batch: int, unbatched: bool) -> States:
@@ -155,7 +192,7 @@ def check_resets(spec: Spec, resets: Any, seq_len: int, batch: int, unbatched: b
     if resets.shape != tuple(axes.values()):
         expected = ", ".join(f"{axis}={n}" for axis, n in axes.items()) + ("," if unbatched else "")
         raise ValueError(f"{spec.label}: resets must have shape ({expected}), got {tuple(resets.shape)}")
-    return arrays.contiguous(_time_major(resets, unbatched, batch_first))
+    return arrays.contiguous(time_major(resets, unbatched, batch_first))
 
 
 def gather(spec: Spec, what: str, mapping: Mapping[str, Any]) -> list[Array]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _core
 from ..arrays import HOST
 from ..checks import check_choice, check_flag, check_probability, check_size
 from ..functional import State, run_backward, run_forward
@@ -19,7 +20,17 @@ from ..layers import GRU, LSTM, RNN, _Recurrent
 from ..locks import ForkLock
 from ..spec import Spec, spec_from_weights
 from ..stream import Stream
-from ..validation import Array, check_input, check_lengths, check_resets, check_states, gather
+from ..validation import (
+    Array,
+    check_index,
+    check_input,
+    check_lengths,
+    check_resets,
+    check_states,
+    gather,
+    in_layout,
+    time_major,
+)
 from . import array_api
 from .nn import Dropout
 
@@ -27,10 +38,18 @@ from .nn import Dropout
 class _Residual(_Recurrent):
     """What ResidualLSTM, ResidualGRU and ResidualRNN have in common: a call for each layer, and the sums."""
 
+    _takes_index = False  # what goes past the first layer is a vector for every step
+
     def __call__(
-        self, x: Array, state: State = None, *, lengths: Any = None, resets: Array | None = None
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        resets: Array | None = None,
+        index: Array | None = None,
     ) -> tuple[Array, State]:
-        y, state, _ = self._run(x, state, lengths, resets, None, training=False)
+        y, state, _ = self._run(x, state, lengths, resets, index, None, training=False)
         return y, state
 
     def forward(
@@ -40,16 +59,28 @@ class _Residual(_Recurrent):
         *,
         lengths: Any = None,
         resets: Array | None = None,
+        index: Array | None = None,
         dropout_seed: int | None = None,
     ) -> tuple[Array, State, Any]:
-        """As ``forward`` of the plain layers; the tape is a ``ResidualTape``."""
-        return self._run(x, state, lengths, resets, dropout_seed, training=True)
+        """As ``forward`` of the plain layers; the tape is a ``ResidualTape``. An ``index`` saves nothing here."""
+        return self._run(x, state, lengths, resets, index, dropout_seed, training=True)
 
     def _run(
-        self, x: Array, state: State, lengths: Any, resets: Array | None, dropout_seed: int | None, training: bool
+        self,
+        x: Array,
+        state: State,
+        lengths: Any,
+        resets: Array | None,
+        index: Array | None,
+        dropout_seed: int | None,
+        training: bool,
     ) -> tuple[Array, State, ResidualTape]:
         # All that may be wrong is found before a dropout seed is drawn.
         spec, weights = self._spec, gather(self._spec, "parameters", self._parameters)
+        inputs = 0
+        if index is not None:
+            x, index, unbatched = check_index(spec, x, index, self._batch_first)
+            inputs, x = len(x), in_layout(x[index], unbatched, self._batch_first)
         x = spec.arrays.check(spec.label, "x", x, spec.dtype)
         time_major, unbatched = check_input(spec, x, self._batch_first)
         steps, batch, _ = time_major.shape
@@ -67,7 +98,9 @@ class _Residual(_Recurrent):
         rng = None if dropout_seed is None else np.random.default_rng(dropout_seed)
 
         drop = Dropout(self._dropout, spec.arrays)
-        tape = ResidualTape([], [], self._inside(lengths, steps), batch, unbatched, self._owner, dropout_seed)
+        tape = ResidualTape(
+            [], [], self._inside(lengths, steps), batch, unbatched, self._owner, dropout_seed, index, inputs
+        )
         states, y = [], x
         with spec.arrays.current():
             for layer, (own_spec, own) in enumerate(self._each(weights)):
@@ -111,7 +144,15 @@ class _Residual(_Recurrent):
                     dx = Dropout.backward(tape.masks[layer], dx)
                     dx = dx if above is None else self._with_skip(layer, dx, above, tape.inside)
                 above = dx
-            return above, _joined(spec, dstates)
+            return self._of_inputs(tape, above), _joined(spec, dstates)
+
+    def _of_inputs(self, tape: ResidualTape, dx: Array | None) -> Array | None:
+        """The gradient of x as it was given."""
+        if tape.index is None or dx is None:
+            return dx
+        rows, sums = time_major(dx, tape.unbatched, self._batch_first), np.zeros((tape.inputs, dx.shape[-1]), dx.dtype)
+        _core.add_rows(sums, tape.index.reshape(-1), np.ascontiguousarray(rows).reshape(-1, dx.shape[-1]))
+        return sums
 
     def stream(self, batch_size: int = 1) -> Any:
         """As ``stream`` of the plain layers: a ``ResidualStream``."""
@@ -202,6 +243,8 @@ class ResidualTape:
     owner: ForkLock
     #: The seed of the dropout masks; None where nothing was dropped.
     dropout_seed: int | None
+    index: Any  # int32 (T, B), where x was given with one, of so many rows
+    inputs: int
 
     @property
     def consumed(self) -> bool:
