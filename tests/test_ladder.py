@@ -262,7 +262,7 @@ def test_the_ladder_measures_the_best_weights(folder, tmp_path):
     figures = []
     for i, options in enumerate(([], ["--out", str(tmp_path / "out")])):
         path = tmp_path / f"{i}.json"
-        more = ["--models", "lstm", "--optimizer", "sgd", "--lr", "60", "--epochs", "4", "--json", str(path)]
+        more = ["--models", "lstm", "--optimizer", "sgd", "--lr", "100", "--epochs", "2", "--json", str(path)]
         assert climb(folder, *more, *options) == 0
         figures.append(json.loads(path.read_text())["rungs"][0]["valid_perplexity"])
     assert figures[0] == figures[1]

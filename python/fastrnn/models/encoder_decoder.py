@@ -99,25 +99,28 @@ class Encoder:
         self.embed, self.stack, self.bridge, self._dropout = embed, stack, bridge, Dropout(dropout)
 
     def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, State]:
-        memory, state = self.stack(self.embed.forward(ids), lengths=lengths)
+        read = self.embed.read(ids, self.stack)
+        memory, state = self.stack(read.x, lengths=lengths, **read.options)
         return memory, state if self.bridge is None else self.bridge.forward(state)[0]
 
     def forward(self, ids: np.ndarray, lengths: np.ndarray, rng: Rng) -> tuple[np.ndarray, State, Any]:
         """Outputs (S, B, M), final state, and what ``backward`` needs, of ids (S, B)."""
-        x, mask = self._dropout.forward(self.embed.forward(ids), rng)
-        memory, state, tape = self.stack.forward(x, lengths=lengths, dropout_seed=dropout_seed(rng))
+        read = self.embed.read(ids, self.stack, self._dropout, rng)
+        memory, state, tape = self.stack.forward(
+            read.x, lengths=lengths, dropout_seed=dropout_seed(rng), **read.options
+        )
         crossed = None
         if self.bridge is not None:
             state, crossed = self.bridge.forward(state)
-        return memory, state, (ids, mask, tape, crossed)
+        return memory, state, (read, tape, crossed)
 
     def backward(self, tape: Any, dmemory: np.ndarray | None, dstate: State) -> None:
-        ids, mask, tape, crossed = tape
+        read, tape, crossed = tape
         if self.bridge is not None:
             dstate = self.bridge.backward(crossed, dstate)
         dy = None if dmemory is None else np.ascontiguousarray(dmemory)
         dx, _ = self.stack.backward(tape, dy, dstate)
-        self.embed.backward(ids, Dropout.backward(mask, dx))
+        self.embed.read_backward(read, dx)
 
 
 @dataclass

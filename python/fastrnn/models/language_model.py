@@ -154,9 +154,9 @@ class LanguageModel(NeuralModel):
         self._built("loss_and_grads")
         self._check_drawing(rng, dropout=float(np.max(self.dropout)))
         with self._arrays.current():
-            x, x_mask = self._drop_embeddings.forward(self.embed.forward(inputs), rng)
+            read = self.embed.read(inputs, self.recurrent, self._drop_embeddings, rng)
             dropout_seed = None if rng is None else int(rng.integers(2**64, dtype=np.uint64))
-            y, state_n, tape = self.recurrent.forward(x, state, dropout_seed=dropout_seed)
+            y, state_n, tape = self.recurrent.forward(read.x, state, dropout_seed=dropout_seed, **read.options)
             rows, y_mask = self._drop_outputs.forward(y.reshape(-1, self.outputs), rng)
             if not accumulate:
                 self.recurrent.zero_grad()
@@ -164,12 +164,13 @@ class LanguageModel(NeuralModel):
             loss, drows = self._loss(rows, targets, accumulate)
             drows = Dropout.backward(y_mask, drows)
             dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))
-            self.embed.backward(inputs, Dropout.backward(x_mask, dx))
+            self.embed.read_backward(read, dx)
         return loss, state_n
 
     def _features(self, inputs: np.ndarray, state: Any, lengths: np.ndarray) -> tuple[Any, Any]:
         whole = (lengths == len(inputs)).all()
-        y, state = self.recurrent(self.embed.forward(inputs), state, lengths=None if whole else lengths)
+        read = self.embed.read(inputs, self.recurrent)
+        y, state = self.recurrent(read.x, state, lengths=None if whole else lengths, **read.options)
         return y.reshape(-1, self.outputs), state
 
     def _decoder(self, ids: np.ndarray) -> _Stream:

@@ -11,6 +11,7 @@ example: embedding and output weights U(-0.1, 0.1), bias zero.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,16 @@ def _uniform(
     return rng.uniform(-bound, bound, shape).astype(dtype)
 
 
+@dataclass
+class Embedded:
+    """Vectors of tokens: ``x`` and more ``options`` for the ``forward`` of a recurrent layer."""
+
+    x: Any
+    ids: np.ndarray  # whose vectors x has
+    mask: Any = None  # of dropout
+    options: dict[str, Any] = field(default_factory=dict)
+
+
 class Embedding(Layer):
     """y = weight[ids]; weight (V, E), ids integers of any shape, y (..., E)."""
 
@@ -74,6 +85,26 @@ class Embedding(Layer):
             rows = array_api.namespace(dy).reshape(dy, (ids.size, grad.shape[1]))
             array_api.add_rows(grad, self._arrays.upload(flat), rows)
         self._written.append(flat)
+
+    def read(
+        self, ids: np.ndarray, stack: Any, dropout: Dropout | None = None, rng: np.random.Generator | None = None
+    ) -> Embedded:
+        """The vectors of ids (T, B), after dropout, for this recurrent layer: each distinct one once, where the layer can
+        take them so and many ids occur again and again."""
+        if stack._takes_index and (dropout is None or not dropout.drops(rng)):
+            weight = self.parameters["weight"]
+            if 2 * len(weight) <= ids.size:
+                return Embedded(weight, np.arange(len(weight), dtype=np.int32), options={"index": ids})
+            distinct, index = np.unique(ids, return_inverse=True)
+            if 4 * distinct.size <= 3 * ids.size:
+                return Embedded(self.forward(distinct), distinct, options={"index": index.reshape(ids.shape)})
+        x, mask = self.forward(ids), None
+        if dropout is not None:
+            x, mask = dropout.forward(x, rng)
+        return Embedded(x, ids, mask)
+
+    def read_backward(self, embedded: Embedded, dx: Any) -> None:
+        self.backward(embedded.ids, Dropout.backward(embedded.mask, dx))
 
     def zero_grad(self) -> None:
         super().zero_grad()
@@ -226,12 +257,15 @@ class Dropout:
         self.p = p
         self._arrays = arrays
 
+    def drops(self, rng: np.random.Generator | None) -> bool:
+        return rng is not None and self.p > 0.0
+
     def forward(self, x: Any, rng: np.random.Generator | None) -> tuple[Any, Any]:
         """y and the mask for ``backward``; without ``rng`` (evaluation) or with p = 0 x itself and None.
 
         The mask is drawn on the CPU, so that a seed drops the same units on every device.
         """
-        if rng is None or self.p == 0.0:
+        if rng is None or not self.drops(rng):
             return x, None
         kept = self._arrays.upload(rng.random(x.shape, dtype=np.float32) >= self.p)
         mask = kept.astype(x.dtype) if self._arrays is HOST else array_api.namespace(x).astype(kept, x.dtype)
