@@ -32,8 +32,8 @@ class BackwardLayer {
         tid(tid),
         blocks((a.hidden_size + w - 1) / w),
         units(share(blocks, team, tid)),
-        input_panels{a.input_size},
-        state_panels{a.state_size},
+        input_panels{a.input_size, kPanelVectors},
+        state_panels{a.state_size, kPanelVectors},
         states(share(state_panels.vectors(), team, tid)),
         x_once(a.packing == Packing::now && (a.index || s.chunks == 1) && input_rows() <= kPartRows &&
                by_columns(input_rows())),
@@ -324,8 +324,8 @@ class BackwardLayer {
     const Range own_panels = columns ? share(panels, team, tid) : Range{0, panels};
     const Range own_rows = columns ? Range{0, rows} : share(rows, team, tid);
     const EvenParts parts(own_rows.size(), kPartRows);
-    const int64_t block_bytes = kXWidth * kMaxVectors * kVectorBytes;
-    const EvenParts pieces(blocks, x_once ? once_blocks(kXWidth * max(1, own_panels.size()) * kMaxVectors * w)
+    const int64_t block_bytes = kXWidth * kPanelVectors * kVectorBytes;
+    const EvenParts pieces(blocks, x_once ? once_blocks(kXWidth * max(1, own_panels.size()) * kPanelVectors * w)
                                    : rows <= kMaxRows ? blocks
                                                       : max(1, kPanelBytes / block_bytes));
     int64_t row = own_rows.begin;
@@ -343,7 +343,7 @@ class BackwardLayer {
 
   // Whether threads split the columns of dx rather than its rows.
   bool by_columns(int64_t rows) const {
-    return unevenness(input_panels.count()) <= unevenness(EvenParts(rows, best_rows(kMaxVectors, rows)).count);
+    return unevenness(input_panels.count()) <= unevenness(EvenParts(rows, best_rows(kPanelVectors, rows)).count);
   }
 
   // The largest share of n things over the mean share: 1 is best.

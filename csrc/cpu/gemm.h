@@ -13,7 +13,7 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-constexpr int kMaxVectors = 4;  // columns of a tile
+constexpr int kMaxVectors = 4;  // columns of a panel
 constexpr int kMaxRows = 8;
 
 // Accumulators fill the registers but for the panel's vectors and one broadcast.
@@ -25,6 +25,9 @@ constexpr int fitting_rows(int vectors) {
 // With 16 registers more rows than fit beside all of a panel take two of its vectors at a time: 6 rows of 2 read half
 // as many of its bytes for a product as 3 rows of 4 do.
 constexpr int kPair = 2;
+// Of panels that many rows pass again and again: half of every 128 bytes, as a pair of 4 is, leaves half of a
+// first-level cache unused. Where panels are packed for a single use, wider ones are quicker to pack.
+constexpr int kPanelVectors = kRegisters < 32 ? kPair : kMaxVectors;
 constexpr int max_rows(int nv) { return fitting_rows(kRegisters < 32 && nv == 4 ? kPair : nv); }
 constexpr int tile_vectors(int nv, int rows) { return rows <= fitting_rows(nv) ? nv : kPair; }
 
@@ -399,11 +402,11 @@ FASTRNN_INLINE void add_or_put_row(bool add, const T* tile, int nv, int64_t colu
   add ? add_row(tile, nv, columns, out) : put_row(tile, nv, columns, out);
 }
 
-// Columns 0..n of a matrix in panels of up to kMaxVectors vectors, of even width: 13 vectors are 4 + 3 + 3 + 3, not
-// 4 + 4 + 4 and a panel of one, whose tiles are slow.
+// Columns 0..n of a matrix in panels of up to `most` vectors, of even width: 13 vectors in panels of 4 are 4 + 3 + 3 +
+// 3, not 4 + 4 + 4 and a panel of one, whose tiles are slow.
 template <class T>
 struct ColumnPanels {
-  explicit ColumnPanels(int64_t n) : n(n), parts((n + kWidth<T> - 1) / kWidth<T>, kMaxVectors) {}
+  explicit ColumnPanels(int64_t n, int most = kMaxVectors) : n(n), parts((n + kWidth<T> - 1) / kWidth<T>, most) {}
   int64_t vectors() const { return parts.least * parts.count + parts.larger; }
   int64_t count() const { return parts.count; }
   int64_t first_vector(int64_t j) const { return j * parts.least + min(j, parts.larger); }

@@ -16,9 +16,8 @@ class WeightGradients {
   using G = Geometry<Cell>;
   static constexpr int w = kWidth<T>;
   static constexpr int kSlots = G::kSlots;
-  static constexpr int kTileRows = best_rows(kMaxVectors, Cell::kGates* w, w);
+  static constexpr int kTileRows = best_rows(kPanelVectors, Cell::kGates* w, w);
   using Tiles = PackedRows<T, kTileRows>;
-  static constexpr int64_t kFewRows = 64;  // a tile of their product takes no longer than fetching where it goes
 
  public:
   WeightGradients(const BackwardArgs& args, Team& team, int tid, Range units, Range states)
@@ -29,9 +28,9 @@ class WeightGradients {
         blocks((a.hidden_size + w - 1) / w),
         units(units),
         states(states),
-        input_panels{a.input_size},
-        state_panels{a.state_size},
-        unit_panels{a.hidden_size},
+        input_panels{a.input_size, kPanelVectors},
+        state_panels{a.state_size, kPanelVectors},
+        unit_panels{a.hidden_size, kPanelVectors},
         x_columns(static_cast<T*>(a.columns)),
         h_columns(x_columns + input_panels.vectors() * w * a.outer_rows),
         m_columns(h_columns + state_panels.vectors() * w * a.outer_rows),
@@ -90,8 +89,8 @@ class WeightGradients {
   // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, as any cell cuts them.
   static int64_t tiles_size(int64_t rows) {
     const auto cut_by = [&](auto most) { return kMaxVectors * PackedRows<T, decltype(most)::value>::size(w, rows); };
-    return max(cut_by(std::integral_constant<int, int(min(max_rows(kMaxVectors), w))>{}),
-               cut_by(std::integral_constant<int, int(min(fitting_rows(kMaxVectors), w))>{}));
+    return max(cut_by(std::integral_constant<int, int(min(max_rows(kPanelVectors), w))>{}),
+               cut_by(std::integral_constant<int, int(min(fitting_rows(kPanelVectors), w))>{}));
   }
 
  private:
@@ -186,7 +185,7 @@ class WeightGradients {
            for (int64_t r = 0; r < count; r++) {
              T* row = out(first + r);
              if (row) add_or_put_row(add, tile + r * nv * w, nv, panels.columns(j), row);
-             T* later = n <= kFewRows && first + count + r < rows ? out(first + count + r) : nullptr;
+             T* later = first + count + r < rows ? out(first + count + r) : nullptr;
              if (later) {
                for (int v = 0; v < nv; v++) __builtin_prefetch(later + v * w, 1);
              }
