@@ -40,7 +40,7 @@ class CrossEntropyPass {
       if (!gradients) continue;
       add_gradients(row, n);
       team.barrier(tid);
-      if (a.dx) sum_dx(row, n);
+      if (a.dx && team.size() > 1) sum_dx(row, n);
     }
   }
 
@@ -112,7 +112,7 @@ class CrossEntropyPass {
       while (count < kBlockPanels && p + count < panels.count() && panels.columns(p + count) == panels.columns(p))
         count++;
       for (int64_t i = 0; i < count; i++) make_gradients(p + i, row, n, adds, dlogits + i * kColumns * n);
-      if (a.dx) add_dx(p, count, n, p > 0);
+      if (a.dx) add_dx(p, count, row, n);
       if (a.dweight) add_dweight(p, count, n, adds);
       p += count;
     }
@@ -139,7 +139,9 @@ class CrossEntropyPass {
     add_or_put_row(adds, total, nv, count, static_cast<T*>(a.dbias) + first);
   }
 
-  void add_dx(int64_t p, int64_t count, int64_t n, bool add) {
+  // To this thread's share, or, without others, to dx itself.
+  void add_dx(int64_t p, int64_t count, int64_t row, int64_t n) {
+    const bool add = p > 0;
     const int64_t per_panel = panels.columns(p), k_size = count * per_panel;
     for (int64_t j = 0; j < input_panels.count(); j++) {
       const int nv = input_panels.nv(j);
@@ -151,6 +153,13 @@ class CrossEntropyPass {
       const Rows<T> rows{dlogits, panels.nv(p) * w, 1, kColumns * n};
       gemm(rows, n, count, per_panel, Panel<T>{panel, nv, nullptr},
            [&](int64_t begin, int64_t tile_rows, const T* tile) {
+             if (team.size() == 1) {
+               T* to = static_cast<T*>(a.dx) + (row + begin) * a.input_size + column;
+               for (int64_t r = 0; r < tile_rows; r++, tile += nv * w, to += a.input_size) {
+                 add_or_put_row(add, tile, nv, input_panels.columns(j), to);
+               }
+               return;
+             }
              T* part = dx_part(tid, j, n) + begin * nv * w;
              for (int64_t i = 0; i < tile_rows * nv * w; i += w) {
                store(part + i, add ? load(part + i) + load(tile + i) : load(tile + i));

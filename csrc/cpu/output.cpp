@@ -1,5 +1,7 @@
 // The output layer: memory of a pass and its team of threads.
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "cpu/memory.h"
 #include "cpu/plan.h"
@@ -12,6 +14,10 @@ namespace {
 
 constexpr int64_t kLeastRows = 64;  // fewer than that would read the weights too often
 constexpr int64_t kMostRows = 1024;
+// Threads of a loss split the rows where there are that many for each symbol and thread: what each then has of its own,
+// gradients of all weights, is small beside the parts of dx that they would exchange otherwise.
+constexpr int64_t kRowsPerSymbol = 4;
+constexpr int64_t kCachedRows = 256;  // of x and dx: they should stay in a thread's second-level cache
 
 // What the passes share: the problem, its threads, and the memory of a call.
 template <class Args>
@@ -27,9 +33,9 @@ class Pass {
     args.bias = bias;
   }
 
-  // Threads worth using for so many rows.
-  int threads_for(int64_t rows, int max_threads) const {
-    return threads_worth(2.0 * double(rows) * double(args.symbols) * double(args.input_size), vectors, max_threads);
+  // Threads worth using for so many rows, of which each takes some of the parts.
+  int threads_for(int64_t rows, int64_t parts, int max_threads) const {
+    return threads_worth(2.0 * double(rows) * double(args.symbols) * double(args.input_size), parts, max_threads);
   }
 
   // Begins a call for these rows, of which at most `most` are taken at a time.
@@ -48,10 +54,15 @@ class Pass {
   // Scratch of so many numbers, there when the kernel runs.
   void add(void*& data, int64_t numbers) { parts.push_back({&data, layout.add(size_t(numbers) * element)}); }
 
+  size_t bytes() const { return layout.size(); }
+  void place(void* memory) const {
+    for (const Part& part : parts) *part.data = at(memory, part.offset);
+  }
+
   void run(void (*kernel)(const Args&, Team&, int tid), const std::shared_ptr<Memory>& memory) {
-    if (memory) memory->note(layout.size());
-    const Buffer buffer = acquire(layout.size(), memory);
-    for (const Part& part : parts) *part.data = at(buffer.data(), part.offset);
+    if (memory) memory->note(bytes());
+    const Buffer buffer = acquire(bytes(), memory);
+    place(buffer.data());
     on_team(threads, [&](Team& team, int tid) { kernel(args, team, tid); });
   }
 
@@ -74,7 +85,7 @@ class PackedTopSymbols final : public TopSymbols {
  public:
   PackedTopSymbols(const Pass<TopSymbolsArgs>& pass, int64_t rows, int max_threads,
                    const std::shared_ptr<Memory>& memory)
-      : pass(pass), threads(pass.threads_for(rows, max_threads)), memory(memory) {
+      : pass(pass), threads(pass.threads_for(rows, pass.vectors, max_threads)), memory(memory) {
     if (rows < kPackedRows) return;
     packed = acquire(size_t(pass.vectors * pass.kernels.width * pass.args.input_size) * pass.element, memory);
     on_team(threads, [&](Team& team, int tid) { pass.kernels.pack_symbols(pass.args, packed.data(), team, tid); });
@@ -107,10 +118,110 @@ class PackedTopSymbols final : public TopSymbols {
   Buffer packed;
 };
 
+class CrossEntropyPass : public Pass<CrossEntropyArgs> {
+ public:
+  explicit CrossEntropyPass(const CrossEntropy& problem)
+      : Pass(problem.dtype, problem.symbols, problem.input_size, problem.weight, problem.bias) {
+    args.scale = problem.scale;
+    args.targets = problem.targets;
+    args.nats = problem.nats;
+    args.dx = problem.dx;
+    args.dweight = problem.dweight;
+    args.dbias = problem.dbias;
+    args.accumulate = problem.accumulate;
+  }
+
+  void begin(const CrossEntropy& problem, int64_t most_rows, int on_threads) {
+    const bool gradients = problem.dx || problem.dweight || problem.dbias;
+    const int64_t logits = vectors * kernels.width;  // of a row
+    const int64_t input = (problem.input_size + kernels.width - 1) / kernels.width * kernels.width;
+    if (gradients) {
+      most_rows = std::clamp(int64_t(problem.logit_bytes / (size_t(logits) * element)), kLeastRows, most_rows);
+    }
+    Pass::begin(problem.x, problem.rows, most_rows, on_threads);
+    add(args.panels, threads * kernels.panels_size(problem.input_size));
+    add(args.target_logits, args.chunk_rows);
+    add(args.tops, args.chunk_rows);
+    add(args.factors, args.chunk_rows);
+    if (gradients) {
+      add(args.logits, args.chunk_rows * logits);
+      add(args.dlogits, threads * kernels.dlogits_size(args.chunk_rows));
+    }
+    if (problem.dweight) add(args.x_panels, args.chunk_rows * input);
+    if (problem.dx && threads > 1) add(args.dx_parts, threads * args.chunk_rows * input);
+  }
+};
+
+// What stands so far into an array; null if there is none.
+template <class Void>
+Void* from_byte(Void* array, int64_t offset) {
+  using Char = std::conditional_t<std::is_const_v<Void>, const char, char>;
+  return array ? static_cast<Char*>(array) + offset : nullptr;
+}
+
+void add_numbers(Dtype dtype, void* to, const void* from, int64_t begin, int64_t end) {
+  const auto add = [&](auto* sum, const auto* term) {
+    for (int64_t i = begin; i < end; i++) sum[i] += term[i];
+  };
+  if (dtype == Dtype::float32) {
+    add(static_cast<float*>(to), static_cast<const float*>(from));
+  } else {
+    add(static_cast<double*>(to), static_cast<const double*>(from));
+  }
+}
+
+// Each thread has a pass of its own over some of the rows. The first adds to the caller's gradients of the weights, the
+// others to their own, which are added to those in the end.
+void run_by_rows(const CrossEntropy& problem, int threads, const std::shared_ptr<Memory>& memory) {
+  struct Share {
+    CrossEntropy problem;
+    CrossEntropyPass pass;
+  };
+  const int64_t weights = problem.symbols * problem.input_size;
+  std::vector<Share> shares;
+  shares.reserve(size_t(threads));  // a pass knows where it stands
+  std::vector<size_t> offsets;
+  Layout layout;
+  for (int i = 0; i < threads; i++) {
+    CrossEntropy own = problem;
+    const int64_t row = share_begin(problem.rows, i, threads);
+    const int64_t element = problem.dtype == Dtype::float32 ? 4 : 8;
+    own.rows = share_begin(problem.rows, i + 1, threads) - row;
+    own.x = from_byte(problem.x, row * problem.input_size * element);
+    own.targets += row;
+    own.nats = from_byte(problem.nats, row * element);
+    own.dx = from_byte(problem.dx, row * problem.input_size * element);
+    own.logit_bytes /= size_t(threads);
+    own.accumulate = i == 0 && problem.accumulate;
+    shares.push_back({own, CrossEntropyPass(own)});
+    CrossEntropyPass& pass = shares.back().pass;
+    pass.begin(own, kCachedRows, 1);
+    if (i > 0 && problem.dweight) pass.add(pass.args.dweight, weights);
+    if (i > 0 && problem.dbias) pass.add(pass.args.dbias, problem.symbols);
+    offsets.push_back(layout.add(pass.bytes()));
+  }
+  if (memory) memory->note(layout.size());
+  const Buffer buffer = acquire(layout.size(), memory);
+  for (size_t i = 0; i < shares.size(); i++) shares[i].pass.place(at(buffer.data(), offsets[i]));
+  on_team(threads, [&](Team& team, int tid) {
+    const CrossEntropyPass& own = shares[size_t(tid)].pass;
+    on_team(1, [&](Team& alone, int) { own.kernels.cross_entropy(own.args, alone, 0); });
+    team.barrier(tid);
+    const auto sum = [&](void* total, void* CrossEntropyArgs::* part, int64_t n) {
+      for (size_t i = 1; total && i < shares.size(); i++) {
+        add_numbers(problem.dtype, total, shares[i].pass.args.*part, share_begin(n, tid, threads),
+                    share_begin(n, tid + 1, threads));
+      }
+    };
+    sum(problem.dweight, &CrossEntropyArgs::dweight, weights);
+    sum(problem.dbias, &CrossEntropyArgs::dbias, problem.symbols);
+  });
+}
+
 }  // namespace
 
 void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shared_ptr<Memory>& memory) {
-  Pass<CrossEntropyArgs> pass(problem.dtype, problem.symbols, problem.input_size, problem.weight, problem.bias);
+  CrossEntropyPass pass(problem);
   if (problem.rows == 0) {
     const auto clear = [&](void* gradient, int64_t n) {
       if (gradient && !problem.accumulate) std::memset(gradient, 0, size_t(n) * pass.element);
@@ -118,33 +229,11 @@ void cross_entropy(const CrossEntropy& problem, int max_threads, const std::shar
     clear(problem.dweight, problem.symbols * problem.input_size);
     return clear(problem.dbias, problem.symbols);
   }
-  CrossEntropyArgs& args = pass.args;
-  args.scale = problem.scale;
-  args.targets = problem.targets;
-  args.nats = problem.nats;
-  args.dx = problem.dx;
-  args.dweight = problem.dweight;
-  args.dbias = problem.dbias;
-  args.accumulate = problem.accumulate;
-
-  const bool gradients = problem.dx || problem.dweight || problem.dbias;
-  const int64_t logits = pass.vectors * pass.kernels.width;  // of a row
-  const int64_t input = (problem.input_size + pass.kernels.width - 1) / pass.kernels.width * pass.kernels.width;
-  int64_t most = kMostRows;
-  if (gradients) {
-    most = std::clamp(int64_t(problem.logit_bytes / (size_t(logits) * pass.element)), kLeastRows, kMostRows);
+  const int by_rows = pass.threads_for(problem.rows, problem.rows / kLeastRows, max_threads);
+  if (by_rows > 1 && problem.rows >= kRowsPerSymbol * problem.symbols * by_rows) {
+    return run_by_rows(problem, by_rows, memory);
   }
-  pass.begin(problem.x, problem.rows, most, pass.threads_for(problem.rows, max_threads));
-  pass.add(args.panels, pass.threads * pass.kernels.panels_size(problem.input_size));
-  pass.add(args.target_logits, args.chunk_rows);
-  pass.add(args.tops, args.chunk_rows);
-  pass.add(args.factors, args.chunk_rows);
-  if (gradients) {
-    pass.add(args.logits, args.chunk_rows * logits);
-    pass.add(args.dlogits, pass.threads * pass.kernels.dlogits_size(args.chunk_rows));
-  }
-  if (problem.dweight) pass.add(args.x_panels, args.chunk_rows * input);
-  if (problem.dx) pass.add(args.dx_parts, pass.threads * args.chunk_rows * input);
+  pass.begin(problem, kMostRows, pass.threads_for(problem.rows, pass.vectors, max_threads));
   pass.run(pass.kernels.cross_entropy, memory);
 }
 
