@@ -3,12 +3,14 @@
 The kernels' numbers are checked where all of them are (test_kernels.py, ``inputs`` of a case); here is what lies above.
 """
 
+import sys
+
 import numpy as np
 import pytest
 
 import fastrnn
-from errors import BIG, B, I, T, Tagged, floats, params, raised
-from fastrnn import functional
+from errors import BIG, F4, B, I, T, Tagged, floats, params, raised
+from fastrnn import functional, spec
 from fastrnn.models import LanguageModel, SequenceTagger
 from fastrnn.models.nn import Dropout, Embedding
 from fastrnn.models.stack import ResidualLSTM, make_stack
@@ -120,6 +122,23 @@ def test_what_nothing_reads_may_be_anything(index, value):
     assert got[2].tobytes() == clean[2].tobytes()
     for name, grad in clean[4].items():
         assert got[4][name].tobytes() == grad.tobytes(), name
+    lstm.parameters["weight_ih_l0"][0, 0] = value
+    assert not gradients(lstm, table, dy, index=index)[2][U:].any()
+
+
+def test_an_x_that_cannot_be_allocated(monkeypatch):
+    lstm, x = fastrnn.LSTM(I, 64), np.broadcast_to(F4(0), (400_000, I))
+    monkeypatch.setattr(spec, "_memory_limit", lambda: 1 << 26)
+    message = r"a call with x of U=400000, index of T=1, B=1, input_size=4 cannot be allocated: results need \d+ bytes"
+    with pytest.raises(ValueError, match=f"^lstm: {message}, available are 67108864$"):
+        lstm(x, index=np.zeros((1, 1), int))
+    monkeypatch.setattr(spec, "_memory_limit", lambda: sys.maxsize)
+    many = np.broadcast_to(F4(0), (2**31, I))
+    raised(
+        lambda: lstm(many, index=np.zeros(1, int)),
+        ValueError,
+        "lstm: x must have at most U=2147483647 rows, got 2147483648",
+    )
 
 
 def test_without_the_gradient_of_x(index):
@@ -169,6 +188,11 @@ ERRORS = [
         lambda m, i: m(floats(U, I), index=np.array([0, 1, -1])),
         ValueError,
         "lstm: index must be at least 0 and below U=5, the rows of x, got -1 at t=2",
+    ),
+    (
+        lambda m, i: m(floats(U, I), index=np.array([[0], [-1]]), lengths=[1]),  # past a row's end, too
+        ValueError,
+        "lstm: index must be at least 0 and below U=5, the rows of x, got -1 at t=1, b=0",
     ),
     (
         lambda m, i: m(floats(0, I), index=0 * i),

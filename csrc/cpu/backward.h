@@ -44,7 +44,7 @@ class BackwardLayer {
     if (s.rows == 0) return;
     pack();
     for (int64_t i = units.begin * kSlots * w; i < units.end * kSlots * w; i++) static_cast<T*>(a.bias_sums)[i] = 0;
-    for (T *sum = inputs().at(units.begin, 0), *end = inputs().at(units.end, 0); a.index && sum < end; sum++) *sum = 0;
+    if (a.index) clear(inputs().at(units.begin, 0), inputs().at(units.end, 0));
     team.barrier(tid);
     const Walk chunks{!a.reverse, s.chunks};
     int64_t after = -1;  // the step differentiated before t: the one that follows it in the direction of the layer
@@ -72,7 +72,11 @@ class BackwardLayer {
       weight_gradients.add_inputs(inputs());
       chunk_row0 = 0;
       dgates = inputs();
-      if (a.dx) input_gradient(a.inputs);
+      if (a.dx) {
+        input_gradient(a.inputs);
+        team.barrier(tid);
+        clear_unread(share(a.inputs, team, tid));
+      }
     }
     for (int64_t sb = states.begin; a.need_dh_0 && sb < states.end; sb++) {
       for (int64_t b = 0; b < s.count[after]; b++) store(carry(sb, b), arriving(after, sb, b));
@@ -303,15 +307,37 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
-  // Gate gradients of rows chunk_row0..end join those of the rows of x that were read.
+  // Gate gradients of rows chunk_row0..end join those of the rows of x that were read: in sums of their own first, for
+  // no chain of additions to be longer than some hundred.
   void add_to_inputs(int64_t end) {
+    constexpr int64_t row_size = GateBlock<T, kSlots>::kRow;
+    const EvenParts parts(end - chunk_row0, max(kChain, a.inputs));
+    T* const part = static_cast<T*>(a.input_parts) + tid * (a.inputs | 1) * row_size;
     for (int64_t u = units.begin; u < units.end; u++) {
-      for (int64_t row = chunk_row0; row < end; row++) {
-        const T* d = dgates.at(u, row - chunk_row0) + Cell::kXSlot * w;
-        T* sum = inputs().at(u, a.index[row]) + Cell::kXSlot * w;
-        FASTRNN_UNROLL
-        for (int k = 0; k < G::kXSlots; k++) store(sum + k * w, load(sum + k * w) + load(d + k * w));
+      int64_t row = chunk_row0;
+      for (int64_t i = 0; i < parts.count; i++) {
+        clear(part, part + a.inputs * row_size);
+        for (const int64_t last = row + parts.size(i); row < last; row++) {
+          add_to(part + a.index[row] * row_size + Cell::kXSlot * w, dgates.at(u, row - chunk_row0) + Cell::kXSlot * w,
+                 kXWidth);
+        }
+        add_to(inputs().at(u, 0), part, a.inputs * row_size);
       }
+    }
+  }
+
+  static FASTRNN_INLINE void add_to(T* sum, const T* terms, int64_t n) {
+    for (int64_t k = 0; k < n; k += w) store(sum + k, load(sum + k) + load(terms + k));
+  }
+  static FASTRNN_INLINE void clear(T* begin, T* end) {
+    for (; begin < end; begin += w) store(begin, V{});
+  }
+
+  // Rows of dx that belong to nothing: a gradient of 0 may have met NaN in W_ih.
+  void clear_unread(Range rows) {
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      T* out = static_cast<T*>(a.dx) + row * a.x_stride;
+      for (int64_t k = 0; !a.inputs_read[row] && k < a.input_size; k++) out[k] = 0;
     }
   }
 

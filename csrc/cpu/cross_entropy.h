@@ -1,8 +1,9 @@
 // The output layer of a model over symbols: logits, the cross-entropy of each row's target, and all gradients.
 //
-// Threads split the symbols. Logits are stored once, [panel][row][columns]. Once the softmax of a row is known, a few
-// panels of logits at a time become gradients in a buffer that stays in the second-level cache, from which both
-// products take them: the thread's own share of dx = dlogits weight and, packed as tiles, dweight = dlogits^T x.
+// Threads split the symbols; where these are few, each has a pass of its own over some rows (output.cpp). Logits are
+// stored once, [panel][row][columns]. Once the softmax of a row is known, a few panels of logits at a time become
+// gradients in a buffer that stays in the second-level cache, from which both products take them: the thread's own
+// share of dx = dlogits weight (dx itself where there is one thread) and, packed as tiles, dweight = dlogits^T x.
 #pragma once
 
 #include "cpu/logits.h"
@@ -23,7 +24,7 @@ class CrossEntropyPass {
         panel(static_cast<T*>(a.panels) + tid * panels_size(a.input_size)),
         logits(args, team, tid, panel),
         panels(logits.panels),
-        input_panels{a.input_size},
+        input_panels{a.input_size, kPanelVectors},
         kept(static_cast<T*>(a.logits) + logits.first_own * a.chunk_rows),
         dlogits(static_cast<T*>(a.dlogits) + tid * dlogits_size(a.chunk_rows)),
         tiles(dlogits + gradients_size(a.chunk_rows)) {}
@@ -57,6 +58,7 @@ class CrossEntropyPass {
   using Tiles = PackedRows<T, kTileRows>;
   // Gradients of a few hundred rows fit the second-level cache, and a block's part of dx is a single chain of sums.
   static constexpr int64_t kBlockPanels = kChain / kColumns;
+  static constexpr int64_t kDxRows = 128;
 
   static int64_t gradients_size(int64_t rows) { return kBlockPanels * kColumns * rows; }
 
@@ -139,34 +141,43 @@ class CrossEntropyPass {
     add_or_put_row(adds, total, nv, count, static_cast<T*>(a.dbias) + first);
   }
 
-  // To this thread's share, or, without others, to dx itself.
+  // To this thread's share, or, without others, to dx itself. Some rows at a time, whose gradients stay in the
+  // second-level cache while all panels pass.
   void add_dx(int64_t p, int64_t count, int64_t row, int64_t n) {
     const bool add = p > 0;
     const int64_t per_panel = panels.columns(p), k_size = count * per_panel;
-    for (int64_t j = 0; j < input_panels.count(); j++) {
-      const int nv = input_panels.nv(j);
-      const int64_t column = input_panels.first_column(j);
-      for (int64_t k = 0; k < k_size; k++) {
-        pack_row(logits.weight_row(logits.first_symbol(p) + k) + column, input_panels.columns(j), nv,
-                 panel + k * nv * w);
+    for (int64_t k = 0; k < k_size; k++) {
+      const T* weights = logits.weight_row(logits.first_symbol(p) + k);
+      for (int64_t j = 0; j < input_panels.count(); j++) {
+        const int nv = input_panels.nv(j);
+        pack_row(weights + input_panels.first_column(j), input_panels.columns(j), nv, dx_panel(j, k_size) + k * nv * w);
       }
-      const Rows<T> rows{dlogits, panels.nv(p) * w, 1, kColumns * n};
-      gemm(rows, n, count, per_panel, Panel<T>{panel, nv, nullptr},
-           [&](int64_t begin, int64_t tile_rows, const T* tile) {
-             if (team.size() == 1) {
-               T* to = static_cast<T*>(a.dx) + (row + begin) * a.input_size + column;
-               for (int64_t r = 0; r < tile_rows; r++, tile += nv * w, to += a.input_size) {
-                 add_or_put_row(add, tile, nv, input_panels.columns(j), to);
+    }
+    const EvenParts parts(n, kDxRows);
+    int64_t first = 0;
+    for (int64_t i = 0; i < parts.count; first += parts.size(i), i++) {
+      const Rows<T> rows{dlogits + first * panels.nv(p) * w, panels.nv(p) * w, 1, kColumns * n};
+      for (int64_t j = 0; j < input_panels.count(); j++) {
+        const int nv = input_panels.nv(j);
+        const T* next = j + 1 < input_panels.count() ? dx_panel(j + 1, k_size) : nullptr;
+        gemm(rows, parts.size(i), count, per_panel, Panel<T>{dx_panel(j, k_size), nv, next},
+             [&](int64_t begin, int64_t tile_rows, const T* tile) {
+               if (team.size() == 1) {
+                 T* to = static_cast<T*>(a.dx) + (row + first + begin) * a.input_size + input_panels.first_column(j);
+                 for (int64_t r = 0; r < tile_rows; r++, tile += nv * w, to += a.input_size) {
+                   add_or_put_row(add, tile, nv, input_panels.columns(j), to);
+                 }
+                 return;
                }
-               return;
-             }
-             T* part = dx_part(tid, j, n) + begin * nv * w;
-             for (int64_t i = 0; i < tile_rows * nv * w; i += w) {
-               store(part + i, add ? load(part + i) + load(tile + i) : load(tile + i));
-             }
-           });
+               T* part = dx_part(tid, j, n) + (first + begin) * nv * w;
+               for (int64_t k = 0; k < tile_rows * nv * w; k += w) {
+                 store(part + k, add ? load(part + k) + load(tile + k) : load(tile + k));
+               }
+             });
+      }
     }
   }
+  T* dx_panel(int64_t j, int64_t k_size) const { return panel + input_panels.offset(j, k_size); }
 
   void add_dweight(int64_t p, int64_t count, int64_t n, bool adds) {
     const T* x_panels = static_cast<const T*>(a.x_panels);

@@ -173,14 +173,16 @@ struct BackwardPass {
   void* workspace = nullptr;  // of the offsets below
   size_t x = 0, y = 0, dx = 0, dropped = 0, dy[2] = {0, 0}, dh = 0, dc = 0, w_ih_panels = 0, w_hh_panels = 0;
   size_t w_hr_panels = 0, dgates = 0, partial = 0, dhidden = 0, bias_sums = 0, columns = 0, outer_tiles = 0;
-  size_t input_gates = 0;
+  size_t input_gates = 0, input_parts = 0;
   std::vector<BackwardArgs> layers{};
 
   const Geometry& geometry() const { return reserve.geometry; }
   const Plan& plan() const { return reserve.plan; }
   bool drops() const { return reserve.dropout.p > 0; }
   int64_t width() const { return problem.directions * problem.state_size(); }
-  int64_t outer_rows() const { return std::max<int64_t>(1, std::min(kOuterRows, plan().most_chunk_rows())); }
+  int64_t outer_rows() const {
+    return std::clamp<int64_t>(std::max(plan().most_chunk_rows(), plan().inputs()), 1, kOuterRows);
+  }
   size_t row_bytes(int64_t n) const { return size_t(n) * geometry().element; }
 
   void plan_workspace(Layout& layout, int threads) {
@@ -211,7 +213,10 @@ struct BackwardPass {
         layout.add(bytes(outer_rows() * reserve.kernels->columns_size(input, problem.state_size(),
                                                                       problem.proj_size ? problem.hidden_size : 0)));
     outer_tiles = layout.add(bytes(threads * reserve.kernels->tiles_size(outer_rows())));
-    if (plan().has_index()) input_gates = layout.add(bytes(plan().padded_inputs() * g.gate_row + g.width));
+    if (plan().has_index()) {
+      input_gates = layout.add(bytes(plan().padded_inputs() * g.gate_row + g.width));
+      input_parts = layout.add(bytes(threads * plan().padded_inputs() * g.cell->slots * g.width));
+    }
   }
 
   // Gradients of a layer's output: of the top one the user's; below, the dx of the layer above, in turns.
@@ -266,6 +271,7 @@ struct BackwardPass {
         a.outer_tiles = at(workspace, outer_tiles);
         a.outer_rows = outer_rows();
         a.input_gates = at(workspace, input_gates);
+        a.input_parts = at(workspace, input_parts);
         layers.push_back(a);
       }
     }

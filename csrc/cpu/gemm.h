@@ -25,7 +25,7 @@ constexpr int fitting_rows(int vectors) {
 // With 16 registers more rows than fit beside all of a panel take two of its vectors at a time: 6 rows of 2 read half
 // as many of its bytes for a product as 3 rows of 4 do.
 constexpr int kPair = 2;
-// Of panels that many rows pass again and again: half of every 128 bytes, as a pair of 4 is, leaves half of a
+// Of panels that many rows pass again and again: half of every 128 bytes, as a pair of 4 is with AVX2, leaves half of a
 // first-level cache unused. Where panels are packed for a single use, wider ones are quicker to pack.
 constexpr int kPanelVectors = kRegisters < 32 ? kPair : kMaxVectors;
 constexpr int max_rows(int nv) { return fitting_rows(kRegisters < 32 && nv == 4 ? kPair : nv); }

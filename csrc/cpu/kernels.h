@@ -38,8 +38,8 @@ struct LayerArgs {
 
   const void* x;  // (rows, x_stride), with an index (inputs, x_stride)
   int64_t x_stride;
-  const int32_t* index;  // (rows): of x; or null
-  int64_t inputs;
+  const int32_t* index;        // (rows): of x; or null
+  int64_t inputs;              // -1 without an index
   const uint8_t* inputs_read;  // (inputs): whether the index names it
   void* input_gates;      // with an index: W_ih x + b; backward: sums of gate gradients, and one vector as with dgates
   const void* h_0;        // (B, state_size), rows in the order of the batch as packed
@@ -82,10 +82,11 @@ struct BackwardArgs : LayerArgs {
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
   void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector that pack_tiles may read
   int64_t dgates_rows;
-  void* partial;    // [2][threads][state blocks][B][W]
-  void* dhidden;    // projected only: [chunk rows][state blocks * W]: dh_t, and one vector as with dgates
-  void* bias_sums;  // [nb][S][W]
-  void* columns;    // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
+  void* input_parts;  // with an index, for each thread: [inputs, padded][S][W]
+  void* partial;      // [2][threads][state blocks][B][W]
+  void* dhidden;      // projected only: [chunk rows][state blocks * W]: dh_t, and one vector as with dgates
+  void* bias_sums;    // [nb][S][W]
+  void* columns;      // room for outer_rows rows of x, h and, projected, the cell's own output, each as ColumnPanels
   // Room for outer_rows rows of gate gradients of a few unit blocks, or of dh, for each thread.
   void* outer_tiles;
   int64_t outer_rows;
@@ -119,7 +120,7 @@ struct CrossEntropyArgs : LogitArgs {
   void *tops, *factors;
   void* dlogits;   // for each thread dlogits_size
   void* x_panels;  // [chunk_rows], as ColumnPanels
-  void* dx_parts;  // [threads][chunk_rows][input_size, padded]
+  void* dx_parts;  // [threads][chunk_rows][input_size, padded]; only with several threads
 };
 
 struct TopSymbolsArgs : LogitArgs {

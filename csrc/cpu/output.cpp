@@ -19,13 +19,15 @@ constexpr int64_t kMostRows = 1024;
 constexpr int64_t kRowsPerSymbol = 4;
 constexpr int64_t kCachedRows = 256;  // of x and dx: they should stay in a thread's second-level cache
 
+size_t element_of(Dtype dtype) { return dtype == Dtype::float32 ? sizeof(float) : sizeof(double); }
+
 // What the passes share: the problem, its threads, and the memory of a call.
 template <class Args>
 class Pass {
  public:
   Pass(Dtype dtype, int64_t symbols, int64_t input_size, const void* weight, const void* bias)
       : kernels(kernels_in_use(dtype)),
-        element(dtype == Dtype::float32 ? 4 : 8),
+        element(element_of(dtype)),
         vectors((symbols + kernels.width - 1) / kernels.width) {
     args.symbols = symbols;
     args.input_size = input_size;
@@ -173,19 +175,15 @@ void add_numbers(Dtype dtype, void* to, const void* from, int64_t begin, int64_t
 // Each thread has a pass of its own over some of the rows. The first adds to the caller's gradients of the weights, the
 // others to their own, which are added to those in the end.
 void run_by_rows(const CrossEntropy& problem, int threads, const std::shared_ptr<Memory>& memory) {
-  struct Share {
-    CrossEntropy problem;
-    CrossEntropyPass pass;
-  };
   const int64_t weights = problem.symbols * problem.input_size;
-  std::vector<Share> shares;
-  shares.reserve(size_t(threads));  // a pass knows where it stands
+  std::vector<CrossEntropyPass> passes;
+  passes.reserve(size_t(threads));  // what they `add` points into them
   std::vector<size_t> offsets;
   Layout layout;
   for (int i = 0; i < threads; i++) {
     CrossEntropy own = problem;
     const int64_t row = share_begin(problem.rows, i, threads);
-    const int64_t element = problem.dtype == Dtype::float32 ? 4 : 8;
+    const int64_t element = int64_t(element_of(problem.dtype));
     own.rows = share_begin(problem.rows, i + 1, threads) - row;
     own.x = from_byte(problem.x, row * problem.input_size * element);
     own.targets += row;
@@ -193,8 +191,8 @@ void run_by_rows(const CrossEntropy& problem, int threads, const std::shared_ptr
     own.dx = from_byte(problem.dx, row * problem.input_size * element);
     own.logit_bytes /= size_t(threads);
     own.accumulate = i == 0 && problem.accumulate;
-    shares.push_back({own, CrossEntropyPass(own)});
-    CrossEntropyPass& pass = shares.back().pass;
+    passes.emplace_back(own);
+    CrossEntropyPass& pass = passes.back();
     pass.begin(own, kCachedRows, 1);
     if (i > 0 && problem.dweight) pass.add(pass.args.dweight, weights);
     if (i > 0 && problem.dbias) pass.add(pass.args.dbias, problem.symbols);
@@ -202,14 +200,14 @@ void run_by_rows(const CrossEntropy& problem, int threads, const std::shared_ptr
   }
   if (memory) memory->note(layout.size());
   const Buffer buffer = acquire(layout.size(), memory);
-  for (size_t i = 0; i < shares.size(); i++) shares[i].pass.place(at(buffer.data(), offsets[i]));
+  for (size_t i = 0; i < passes.size(); i++) passes[i].place(at(buffer.data(), offsets[i]));
   on_team(threads, [&](Team& team, int tid) {
-    const CrossEntropyPass& own = shares[size_t(tid)].pass;
+    const CrossEntropyPass& own = passes[size_t(tid)];
     on_team(1, [&](Team& alone, int) { own.kernels.cross_entropy(own.args, alone, 0); });
     team.barrier(tid);
     const auto sum = [&](void* total, void* CrossEntropyArgs::* part, int64_t n) {
-      for (size_t i = 1; total && i < shares.size(); i++) {
-        add_numbers(problem.dtype, total, shares[i].pass.args.*part, share_begin(n, tid, threads),
+      for (size_t i = 1; total && i < passes.size(); i++) {
+        add_numbers(problem.dtype, total, passes[i].args.*part, share_begin(n, tid, threads),
                     share_begin(n, tid + 1, threads));
       }
     };

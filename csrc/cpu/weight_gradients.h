@@ -86,12 +86,8 @@ class WeightGradients {
     return (ColumnPanels<T>{x}.vectors() + ColumnPanels<T>{h}.vectors() + ColumnPanels<T>{m}.vectors()) * w;
   }
 
-  // Elements of BackwardArgs::outer_tiles for one thread: tiles of up to kMaxVectors vectors, as any cell cuts them.
-  static int64_t tiles_size(int64_t rows) {
-    const auto cut_by = [&](auto most) { return kMaxVectors * PackedRows<T, decltype(most)::value>::size(w, rows); };
-    return max(cut_by(std::integral_constant<int, int(min(max_rows(kPanelVectors), w))>{}),
-               cut_by(std::integral_constant<int, int(min(fitting_rows(kPanelVectors), w))>{}));
-  }
+  // Elements of BackwardArgs::outer_tiles for one thread: up to kMaxVectors vectors, of any cell.
+  static int64_t tiles_size(int64_t rows) { return kMaxVectors * Tiles::size(w, rows); }
 
  private:
   void pack_input_columns(int64_t row, Range own, int64_t n) {

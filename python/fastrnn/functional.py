@@ -204,9 +204,10 @@ def run_forward(
     elif not ready:
         x, unbatched = check_input(spec, x, batch_first)
     seq_len, batch = x.shape[:2] if index is None else index.shape
+    inputs = None if index is None else len(x)
     if lengths is not None:
         lengths = check_lengths(spec, lengths, seq_len, batch, unbatched)
-    spec.check_call(seq_len, batch, x, lengths, training)
+    spec.check_call(seq_len, batch, x, lengths, training, inputs)
     h_0 = c_0 = None
     if state is not None:
         h_0, c_0 = check_states(spec, state, ("state", "h_0", "c_0"), batch, unbatched)
@@ -235,7 +236,7 @@ def run_forward(
         if rng is not None and rng_state is not None:
             rng.bit_generator.state = rng_state
         if isinstance(error, MemoryError):
-            spec.refuse(spec.describe_call(seq_len, batch))
+            spec.refuse(spec.describe_call(seq_len, batch, inputs))
         raise
     tape = None
     if training:
@@ -286,7 +287,7 @@ def run_backward(
                 spec.problem, reserve, x, y, weights, dy, dh_n, dc_n, need_dx, dweights, memory
             )
         except MemoryError:
-            spec.refuse(spec.describe_call(seq_len, batch))
+            spec.refuse(spec.describe_call(seq_len, batch, len(x) if x.ndim == 2 else None))
             raise
         if not retain:
             tape._saved = None

@@ -122,30 +122,37 @@ class Spec:
         """The most bytes that could ever be allocated."""
         return _memory_limit()
 
-    def check_call(self, seq_len: int, batch: int, x: np.ndarray, lengths: np.ndarray | None, training: bool) -> None:
+    def check_call(
+        self, seq_len: int, batch: int, x: np.ndarray, lengths: np.ndarray | None, training: bool, inputs: int | None
+    ) -> None:
         """Refuses more steps and rows than can be counted or of which memory could never hold what the call makes.
 
         That is y, the states, a copy of x where one is needed and, training, the kept activations; a little less than
         what is allocated in the end, which has room for padding and workspaces.
         """
         rows = seq_len * batch
-        if (rows + seq_len + batch) * self._most_elements <= _SURELY_FITS:
+        if (rows + seq_len + batch + (inputs or 0)) * self._most_elements <= _SURELY_FITS:
             return
         elements = rows * self.output_size + batch * self._state_elements
         if training:
             elements += rows * self._kept_size
+        if inputs is not None:  # each one's part of the first layer's gates
+            elements += inputs * GATES[self.cell] * self.hidden_size
         if not x.flags.c_contiguous:
             elements += x.size
         size = elements * self.dtype.itemsize
         if seq_len > MAX_COUNT or batch > MAX_COUNT:
             raise ValueError(f"{self.label}: x must have T and B of at most {MAX_COUNT}, got T={seq_len}, B={batch}")
+        if inputs is not None and inputs > MAX_COUNT:
+            raise ValueError(f"{self.label}: x must have at most U={MAX_COUNT} rows, got {inputs}")
         if size > _memory_limit():
             if training and lengths is not None:  # steps past a row's end are not kept
                 size -= (rows - int(lengths.sum())) * self._kept_size * self.dtype.itemsize
-            self.check_allocatable("results", size, self.describe_call(seq_len, batch))
+            self.check_allocatable("results", size, self.describe_call(seq_len, batch, inputs))
 
-    def describe_call(self, seq_len: int, batch: int) -> str:
-        return f"a call with x of T={seq_len}, B={batch}, input_size={self.input_size}"
+    def describe_call(self, seq_len: int, batch: int, inputs: int | None) -> str:
+        of_index = "" if inputs is None else f"U={inputs}, index of "
+        return f"a call with x of {of_index}T={seq_len}, B={batch}, input_size={self.input_size}"
 
     def refuse(self, what: str) -> None:
         """In the place of a MemoryError."""

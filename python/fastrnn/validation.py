@@ -57,7 +57,8 @@ def check_index(spec: Spec, x: Any, index: Any, batch_first: bool) -> tuple[Arra
         index = np.array(index, order="C")  # what another thread writes from now on comes too late
         bad = (index < 0) | (index >= len(x))
     except MemoryError:
-        spec.refuse(spec.describe_call(*index.shape))
+        seq_len, batch = index.shape
+        spec.refuse(spec.describe_call(seq_len, batch, len(x)))
         raise
     if bad.any():
         t, b = np.unravel_index(bad.argmax(), bad.shape)

@@ -40,7 +40,7 @@ class DeviceSpec(Spec):
         name, index = self._place
         return HOMES[name]().memory(index)
 
-    def check_call(self, seq_len: int, batch: int, x: Any, lengths: Any, training: bool) -> None:
+    def check_call(self, seq_len: int, batch: int, x: Any, lengths: Any, training: bool, inputs: int | None) -> None:
         if seq_len > MAX_COUNT or batch > MAX_COUNT:
             raise ValueError(f"{self.label}: x must have T and B of at most {MAX_COUNT}, got T={seq_len}, B={batch}")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _core
 from ..arrays import HOST
-from .nn import Dropout, Embedding, Layer, Output
+from .nn import Dropout, Embedded, Embedding, Layer, Output
 from .products import add_outer, product
 from .reading import Reader, Reading
 
@@ -136,8 +136,8 @@ class _Segment:
 
 @dataclass
 class DecoderTape:
-    inputs: np.ndarray
-    mask: Any
+    shape: tuple[int, ...]  # of the inputs
+    read: Embedded
     reading: Reading | None
     segments: list[_Segment] = field(default_factory=list)
 
@@ -187,18 +187,22 @@ class Decoder:
     def _run(
         self, inputs: np.ndarray, lengths: np.ndarray, reading: Reading | None, state: State, rng: Rng, keep: bool
     ) -> tuple[np.ndarray, DecoderTape]:
-        x_all, mask = self._dropout.forward(self.embed.forward(inputs), rng)
-        tape, fed, found = DecoderTape(inputs, mask, reading), None, []
+        read = self.embed.read(inputs, None if self.input_feeding else self.stack, self._dropout, rng)
+        tape, fed, found = DecoderTape(inputs.shape, read, reading), None, []
         for steps in self._cuts(len(inputs)):
-            x, left = x_all[steps], np.clip(lengths - steps.start, 0, steps.stop - steps.start)
-            segment = _Segment(steps, token_places(len(x), left))
+            count, x = steps.stop - steps.start, read.x
+            left = np.clip(lengths - steps.start, 0, count)
+            segment = _Segment(steps, token_places(count, left))
             if self.input_feeding:
+                x = x[steps]
                 fed = self._nothing_fed(x) if fed is None else fed
                 x = np.concatenate([x, fed], axis=2)
             if keep:
-                y, state, segment.tape = self.stack.forward(x, state, lengths=left, dropout_seed=dropout_seed(rng))
+                y, state, segment.tape = self.stack.forward(
+                    x, state, lengths=left, dropout_seed=dropout_seed(rng), **read.options
+                )
             else:
-                y, state = self.stack(x, state, lengths=left)
+                y, state = self.stack(x, state, lengths=left, **read.options)
             if reading is not None:
                 y, segment.read = reading.forward(y)
             features, segment.mask = self._dropout.forward(_taken(y, segment.rows), rng)
@@ -219,23 +223,23 @@ class Decoder:
     def backward(self, tape: DecoderTape, drows: np.ndarray) -> tuple[np.ndarray | None, State]:
         """The gradients of the encoder's outputs (S, B, M), None without attention, and of the first state."""
         gradient, dstate, dfed = None if tape.reading is None else tape.reading.gradient(), None, None
-        dx_all = np.empty((*tape.inputs.shape, self.embed.parameters["weight"].shape[1]), drows.dtype)
-        end = len(drows)
+        dx_all, end = np.empty(tape.read.x.shape, drows.dtype), len(drows)
         for segment in reversed(tape.segments):
             d, end = drows[end - len(segment.rows) : end], end - len(segment.rows)
             if dfed is not None:
                 d = d + _taken(dfed, segment.rows)
             d = Dropout.backward(segment.mask, d)
-            shape = (segment.steps.stop - segment.steps.start, tape.inputs.shape[1])
+            shape = (segment.steps.stop - segment.steps.start, tape.shape[1])
             dy = _spread(d, segment.rows, shape)
             if gradient is not None:
                 dy = gradient.through(segment.read, dy)
             dx, dstate = self.stack.backward(segment.tape, dy, dstate)
             if self.input_feeding:
                 size = dx_all.shape[2]
-                dx, dfed = dx[:, :, :size], dx[:, :, size:]
-            dx_all[segment.steps] = dx
-        self.embed.backward(tape.inputs, Dropout.backward(tape.mask, dx_all))
+                dx_all[segment.steps], dfed = dx[:, :, :size], dx[:, :, size:]
+            else:
+                dx_all = dx
+        self.embed.read_backward(tape.read, dx_all)
         return None if gradient is None else gradient.of_outputs(), dstate
 
 

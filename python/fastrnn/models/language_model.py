@@ -185,7 +185,8 @@ class _Stream:
         self._stream = model.recurrent.stream(1)
         if len(ids) > 1:
             with self._arrays.current():
-                _, self._stream.state = model.recurrent(model.embed.forward(ids[:-1, None]))
+                read = model.embed.read(ids[:-1, None], model.recurrent)
+                _, self._stream.state = model.recurrent(read.x, **read.options)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         with self._arrays.current():

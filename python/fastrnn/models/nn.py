@@ -23,6 +23,10 @@ from .products import add_outer, product
 
 _INIT_RANGE = 0.1
 
+# Shares of the tokens of a batch: up to so many symbols all are taken, which saves a sort; so many distinct ones are
+# still worth an index, whose own costs are a fraction of what a product takes.
+_WHOLE, _DISTINCT = 0.5, 0.75
+
 
 class Layer:
     """Parameters and their gradients under the same names."""
@@ -89,14 +93,17 @@ class Embedding(Layer):
     def read(
         self, ids: np.ndarray, stack: Any, dropout: Dropout | None = None, rng: np.random.Generator | None = None
     ) -> Embedded:
-        """The vectors of ids (T, B), after dropout, for this recurrent layer: each distinct one once, where the layer can
-        take them so and many ids occur again and again."""
-        if stack._takes_index and (dropout is None or not dropout.drops(rng)):
+        """The vectors of ids (T, B), after dropout, for this recurrent layer; None: for another reader.
+
+        Where the layer can take them so, and many ids occur again and again, each of the distinct vectors once. Of a
+        small vocabulary that is the weight itself, which must stay until the layer's backward.
+        """
+        if stack is not None and stack._takes_index and (dropout is None or not dropout.drops(rng)):
             weight = self.parameters["weight"]
-            if 2 * len(weight) <= ids.size:
+            if len(weight) <= _WHOLE * ids.size:
                 return Embedded(weight, np.arange(len(weight), dtype=np.int32), options={"index": ids})
             distinct, index = np.unique(ids, return_inverse=True)
-            if 4 * distinct.size <= 3 * ids.size:
+            if distinct.size <= _DISTINCT * ids.size:
                 return Embedded(self.forward(distinct), distinct, options={"index": index.reshape(ids.shape)})
         x, mask = self.forward(ids), None
         if dropout is not None:
