@@ -163,6 +163,7 @@ LONG = [
     {"T": 300, "B": 31, "I": 3, "H": 130, "lengths": True, "bidirectional": True},
     {"T": 1000, "B": 1, "I": 3, "H": 130},
     {"T": 150, "B": 31, "I": 3, "H": 130, "inputs": 40},
+    {"T": 150, "B": 31, "I": 3, "H": 130, "inputs": 700},
     {"T": 300, "B": 31, "I": 3, "H": 130, "inputs": 1, "lengths": True, "bidirectional": True},
     {"T": 1000, "B": 31, "I": 3, "H": 5, "inputs": 2},  # many sums of many numbers
 ]

@@ -3,8 +3,9 @@
     python benchmarks/lm/step_profile.py --data DIR                      # all shapes of torch_baseline.py
     python benchmarks/lm/step_profile.py words-200 --data DIR --json FILE
 
---data as for torch_baseline.py. Unlike there, the models may have dropout; between the layers it is a part of the
-recurrent layer. Steps run under Python's profiler, which adds next to nothing: a step is few calls of the kernels.
+--data as for torch_baseline.py. Unlike there, the models may have dropout: between the layers it is a part of the
+recurrent layer, on embeddings it counts as theirs and as dropout. Steps run under Python's profiler, which adds next to
+nothing: a step is few calls of the kernels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fastrnn.output import print_table
 
 # The recurrent layers have their methods from one class.
 PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "embedding": (Embedding.forward, Embedding.backward, Embedding.zero_written_rows),
+    "embedding": (Embedding.read, Embedding.read_backward, Embedding.zero_written_rows),
     "recurrent, forward": (LSTM.forward,),
     "recurrent, backward": (LSTM.backward, LSTM.zero_grad),
     "loss": (Output.loss,),

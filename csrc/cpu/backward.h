@@ -44,7 +44,10 @@ class BackwardLayer {
     if (s.rows == 0) return;
     pack();
     for (int64_t i = units.begin * kSlots * w; i < units.end * kSlots * w; i++) static_cast<T*>(a.bias_sums)[i] = 0;
-    if (a.index) clear(inputs().at(units.begin, 0), inputs().at(units.end, 0));
+    if (a.index) {
+      clear(inputs().at(units.begin, 0), inputs().at(units.end, 0));
+      clear(input_part(0), input_part(a.inputs));
+    }
     team.barrier(tid);
     const Walk chunks{!a.reverse, s.chunks};
     int64_t after = -1;  // the step differentiated before t: the one that follows it in the direction of the layer
@@ -307,21 +310,25 @@ class BackwardLayer {
 
   // ---- after the steps of a chunk
 
-  // Gate gradients of rows chunk_row0..end join those of the rows of x that were read: in sums of their own first, for
-  // no chain of additions to be longer than some hundred.
+  // Gate gradients of rows chunk_row0..end join those of the rows of x that were read: some rows' in sums of their own
+  // first, so that chains of additions stay short. These are zero before and after.
   void add_to_inputs(int64_t end) {
-    constexpr int64_t row_size = GateBlock<T, kSlots>::kRow;
-    const EvenParts parts(end - chunk_row0, max(kChain, a.inputs));
-    T* const part = static_cast<T*>(a.input_parts) + tid * (a.inputs | 1) * row_size;
+    const EvenParts parts(end - chunk_row0, kChain);
     for (int64_t u = units.begin; u < units.end; u++) {
       int64_t row = chunk_row0;
-      for (int64_t i = 0; i < parts.count; i++) {
-        clear(part, part + a.inputs * row_size);
-        for (const int64_t last = row + parts.size(i); row < last; row++) {
-          add_to(part + a.index[row] * row_size + Cell::kXSlot * w, dgates.at(u, row - chunk_row0) + Cell::kXSlot * w,
-                 kXWidth);
+      for (int64_t i = 0; i < parts.count; row += parts.size(i), i++) {
+        const int64_t n = parts.size(i);
+        for (int64_t r = row; r < row + n; r++) {
+          add_to(input_part(a.index[r]), dgates.at(u, r - chunk_row0) + Cell::kXSlot * w, kXWidth);
         }
-        add_to(inputs().at(u, 0), part, a.inputs * row_size);
+        // Of many rows of x only those that were read; one that was read twice adds zeros the second time.
+        const bool all = a.inputs <= n;
+        for (int64_t k = 0; k < (all ? a.inputs : n); k++) {
+          const int64_t input = all ? k : a.index[row + k];
+          T* const part = input_part(input);
+          add_to(inputs().at(u, input) + Cell::kXSlot * w, part, kXWidth);
+          clear(part, part + kXWidth);
+        }
       }
     }
   }
@@ -405,6 +412,7 @@ class BackwardLayer {
   }
 
   int64_t input_rows() const { return a.index ? a.inputs : s.rows; }
+  T* input_part(int64_t input) const { return static_cast<T*>(a.input_parts) + (tid * a.inputs + input) * kXWidth; }
   GateBlock<T, kSlots> inputs() const { return {static_cast<T*>(a.input_gates), a.inputs | 1}; }
   int unit_group(int64_t u) const { return int(min(kMaxVectors, units.end - u)); }
   int64_t state_width() const { return state_panels.vectors() * w; }

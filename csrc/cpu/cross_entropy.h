@@ -54,7 +54,7 @@ class CrossEntropyPass {
 
  private:
   static constexpr int64_t kColumns = Logits<T>::kColumns;
-  static constexpr int kTileRows = best_rows(kMaxVectors, kColumns, w);
+  static constexpr int kTileRows = best_rows(kPanelVectors, kColumns, w);
   using Tiles = PackedRows<T, kTileRows>;
   // Gradients of a few hundred rows fit the second-level cache, and a block's part of dx is a single chain of sums.
   static constexpr int64_t kBlockPanels = kChain / kColumns;

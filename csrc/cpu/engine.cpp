@@ -215,7 +215,7 @@ struct BackwardPass {
     outer_tiles = layout.add(bytes(threads * reserve.kernels->tiles_size(outer_rows())));
     if (plan().has_index()) {
       input_gates = layout.add(bytes(plan().padded_inputs() * g.gate_row + g.width));
-      input_parts = layout.add(bytes(threads * plan().padded_inputs() * g.cell->slots * g.width));
+      input_parts = layout.add(bytes(threads * plan().inputs() * g.cell->x_slots * g.width));
     }
   }
 

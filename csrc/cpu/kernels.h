@@ -82,7 +82,7 @@ struct BackwardArgs : LayerArgs {
   void *w_ih_panels, *w_hh_panels, *w_hr_panels;
   void* dgates;  // [nb][dgates_rows][S][W], of the longest chunk, and one vector that pack_tiles may read
   int64_t dgates_rows;
-  void* input_parts;  // with an index, for each thread: [inputs, padded][S][W]
+  void* input_parts;  // with an index, for each thread: [inputs][gates][W]
   void* partial;      // [2][threads][state blocks][B][W]
   void* dhidden;      // projected only: [chunk rows][state blocks * W]: dh_t, and one vector as with dgates
   void* bias_sums;    // [nb][S][W]

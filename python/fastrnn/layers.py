@@ -179,8 +179,9 @@ class _Recurrent:
             index: integers (T, B), (B, T) with ``batch_first`` or (T,), 0 <= index < U, past a row's end too: x is then
                 (U, I), the distinct inputs, such as the embeddings of all characters, and step t of row b reads
                 x[index[t, b]]. The results are those of x[index], the gradient of x is (U, I), and products with W_ih
-                take U rows instead of T*B: worth it where U is well below, as it is for large vocabularies after
-                ``numpy.unique(..., return_inverse=True)``. On the CPU.
+                take U rows instead of T*B: worth it where U is well below. Of a large matrix give only the rows that
+                are read: ``numpy.unique`` finds them, and the index (its inverse, which has to be of shape (T, B)). On
+                the CPU.
             dropout_seed: fixes the dropout masks, 0 to 2**64 - 1; None draws one from the layer's generator.
 
         Returns:

@@ -223,7 +223,7 @@ class Decoder:
     def backward(self, tape: DecoderTape, drows: np.ndarray) -> tuple[np.ndarray | None, State]:
         """The gradients of the encoder's outputs (S, B, M), None without attention, and of the first state."""
         gradient, dstate, dfed = None if tape.reading is None else tape.reading.gradient(), None, None
-        dx_all, end = np.empty(tape.read.x.shape, drows.dtype), len(drows)
+        parts, end = [], len(drows)  # of dx, the last first
         for segment in reversed(tape.segments):
             d, end = drows[end - len(segment.rows) : end], end - len(segment.rows)
             if dfed is not None:
@@ -235,11 +235,10 @@ class Decoder:
                 dy = gradient.through(segment.read, dy)
             dx, dstate = self.stack.backward(segment.tape, dy, dstate)
             if self.input_feeding:
-                size = dx_all.shape[2]
-                dx_all[segment.steps], dfed = dx[:, :, :size], dx[:, :, size:]
-            else:
-                dx_all = dx
-        self.embed.read_backward(tape.read, dx_all)
+                size = tape.read.x.shape[2]
+                dx, dfed = dx[:, :, :size], dx[:, :, size:]
+            parts.append(dx)
+        self.embed.read_backward(tape.read, parts[0] if len(parts) == 1 else np.concatenate(parts[::-1]))
         return None if gradient is None else gradient.of_outputs(), dstate
 
 

@@ -25,7 +25,7 @@ _INIT_RANGE = 0.1
 
 # Shares of the tokens of a batch: up to so many symbols all are taken, which saves a sort; so many distinct ones are
 # still worth an index, whose own costs are a fraction of what a product takes.
-_WHOLE, _DISTINCT = 0.5, 0.75
+_WHOLE, _DISTINCT = 0.25, 0.5
 
 
 class Layer:
