@@ -157,7 +157,7 @@ class BackwardLayer {
       for (int64_t u = units.begin; u < units.end; u += kMaxVectors) {
         const int nv = unit_group(u);
         for (int k = 0; k < found; k++) {
-          const Rows<T> dh{dhidden(s.offset[t] + source[k].rows.begin), state_width(), 1, 0};
+          const Rows<T> dh{dhidden(s.offset[t] + source[k].rows.begin), state_width(), 0};
           gemm(dh, source[k].rows.size(), 1, a.state_size, projection_columns(u),
                [&](int64_t first, int64_t count, const T* tile) {
                  for (int i = 0; i < nv; i++) {
@@ -213,14 +213,14 @@ class BackwardLayer {
   FASTRNN_INLINE void multiply_gates(int64_t row, int64_t rows, Range of, int first_slot, const void* matrix,
                                      const ColumnPanels<T>& panels, int64_t j, const Panel<T>& panel,
                                      Epilogue&& epilogue) {
-    Rows<T> d{dgates.at(of.begin, row) + first_slot * w, GateBlock<T, kSlots>::kRow, 1, dgates.block_stride()};
+    Rows<T> d{dgates.at(of.begin, row) + first_slot * w, GateBlock<T, kSlots>::kRow, dgates.block_stride()};
     if (!stands(panels, j)) return gemm_in_pieces(d, rows, of.size(), Cell::kGates * w, panel, epilogue);
     const int64_t unit = of.begin * w, n = min(of.end * w, a.hidden_size) - unit, whole = n / w;
     for (int gate = 0; gate < Cell::kGates; gate++, d.data += w) {
       const int64_t first_row = Cell::gate_of_slot(first_slot + gate) * a.hidden_size + unit;
       const T* columns = static_cast<const T*>(matrix) + first_row * panels.n + panels.first_column(j);
       const auto add = [&](int64_t from, int64_t blocks, int64_t k_per_block) {
-        const Rows<T> part{d.data + from * d.block_stride, d.row_stride, 1, d.block_stride};
+        const Rows<T> part{d.data + from * d.block_stride, d.row_stride, d.block_stride};
         gemm(part, rows, blocks, k_per_block, {columns + from * w * panels.n, panel.nv, nullptr, nullptr, panels.n},
              [&](int64_t first, int64_t count, const T* tile) {
                epilogue(Piece{gate == 0 && from == 0, false}, first, count, tile);

@@ -156,7 +156,7 @@ class CrossEntropyPass {
     const EvenParts parts(n, kDxRows);
     int64_t first = 0;
     for (int64_t i = 0; i < parts.count; first += parts.size(i), i++) {
-      const Rows<T> rows{dlogits + first * panels.nv(p) * w, panels.nv(p) * w, 1, kColumns * n};
+      const Rows<T> rows{dlogits + first * panels.nv(p) * w, panels.nv(p) * w, kColumns * n};
       for (int64_t j = 0; j < input_panels.count(); j++) {
         const int nv = input_panels.nv(j);
         const T* next = j + 1 < input_panels.count() ? dx_panel(j + 1, k_size) : nullptr;

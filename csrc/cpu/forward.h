@@ -117,7 +117,7 @@ class ForwardLayer {
   // W_ih x + b of rows begin..end of x.
   void input_product(int64_t begin, int64_t end, GateBlock<T, kSlots> gates) {
     const Range rows = a.by_rows ? share(end - begin, team, tid) : Range{0, end - begin};
-    const Rows<T> x{static_cast<const T*>(a.x) + (begin + rows.begin) * a.x_stride, a.x_stride, 1, 0};
+    const Rows<T> x{static_cast<const T*>(a.x) + (begin + rows.begin) * a.x_stride, a.x_stride, 0};
     for (int64_t u = units.begin; u < units.end; u += G::kUnits) {
       const int n = group_size(u);
       const T* next = !x_once && u + n < units.end ? x_panel(u + n) : nullptr;
@@ -161,7 +161,7 @@ class ForwardLayer {
         const Source<T>& from = source[k];
         const int64_t row0 = s.offset[t] + from.rows.begin, row_end = s.offset[t] + from.rows.end;
         if (a.index) fetch_inputs(u, n, row0, min(row0 + kMaxRows, row_end));
-        gemm_in_pieces(Rows<T>{from.h, from.h_stride, 1, 0}, from.rows.size(), 1, a.state_size,
+        gemm_in_pieces(Rows<T>{from.h, from.h_stride, 0}, from.rows.size(), 1, a.state_size,
                        columns(h_panel(u), n * Cell::kGates, next, unpacked),
                        [&](Piece piece, int64_t first, int64_t count, const T* tile) {
                          if (a.index && piece.first) {
@@ -238,7 +238,7 @@ class ForwardLayer {
       const int nv = state_panels.nv(j);
       MatrixRows<T> unpacked;
       if (a.packing == Packing::none) unpacked = projection_rows(j);
-      gemm(Rows<T>{hidden(t), blocks * w, 1, 0}, s.count[t], 1, a.hidden_size,
+      gemm(Rows<T>{hidden(t), blocks * w, 0}, s.count[t], 1, a.hidden_size,
            columns(projection_panel(j), nv, nullptr, unpacked), [&](int64_t first, int64_t count, const T* tile) {
              for (int64_t r = 0; r < count; r++) {
                for (int v = 0; v < nv; v++) {

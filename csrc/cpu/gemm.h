@@ -1,11 +1,10 @@
 // The one matrix kernel: a tile of rows times a packed panel of columns, summed in registers.
 //
-//   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k * k_stride] * panel[b][k][v]
+//   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k] * panel[b][k][v]
 //
-// r < rows (at most best_rows), v < nv vectors. Strided a lets every product of the library use it: rows of x or h
-// (k_stride 1), gate gradients in blocks of units (block_stride), and, packed for weight gradients, their transpose
-// (row_stride 1). The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it
-// from there.
+// r < rows (at most best_rows), v < nv vectors. Strided a lets every product of the library use it: rows of x or h, and
+// gate gradients in blocks of units (block_stride). Weight gradients read a transposed matrix, packed as [k][rows]. The
+// result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
 #pragma once
 
 #include "cpu/dot.h"
@@ -25,9 +24,10 @@ constexpr int fitting_rows(int vectors) {
 // With 16 registers more rows than fit beside all of a panel take two of its vectors at a time: 6 rows of 2 read half
 // as many of its bytes for a product as 3 rows of 4 do.
 constexpr int kPair = 2;
-// Of panels that many rows pass again and again: half of every 128 bytes, as a pair of 4 is with AVX2, leaves half of a
-// first-level cache unused. Where panels are packed for a single use, wider ones are quicker to pack.
-constexpr int kPanelVectors = kRegisters < 32 ? kPair : kMaxVectors;
+// Of panels that many rows pass again and again: 4 rows of 3 have the fewest loads for 12 products, 7 rather than 8,
+// and leave no register for a product that is yet to be added. Where panels are packed for a single use, wider ones are
+// quicker to pack.
+constexpr int kPanelVectors = kRegisters == 32 ? kMaxVectors : kHasFma ? 3 : kPair;
 constexpr int max_rows(int nv) { return fitting_rows(kRegisters < 32 && nv == 4 ? kPair : nv); }
 constexpr int tile_vectors(int nv, int rows) { return rows <= fitting_rows(nv) ? nv : kPair; }
 
@@ -41,14 +41,14 @@ constexpr int best_rows(int nv, int64_t rows, int most = kMaxRows) {
 template <class T>
 struct Rows {
   using Element = T;
+  static constexpr bool kTransposed = false;
   const T* data;
   int64_t row_stride;
-  int64_t k_stride;
   int64_t block_stride;
 
   static constexpr int most(int nv, int64_t rows) { return best_rows(nv, rows); }
   Rows tile(int64_t /*i*/, int64_t first, int64_t /*rows*/) const {
-    return {data + first * row_stride, row_stride, k_stride, block_stride};
+    return {data + first * row_stride, row_stride, block_stride};
   }
 };
 
@@ -56,6 +56,7 @@ struct Rows {
 template <class T, int kMost>
 struct PackedRows {
   using Element = T;
+  static constexpr bool kTransposed = true;
   static_assert(kMost <= kWidth<T>, "pack_tiles copies them as one vector");
   const T* data;
   int64_t k_size;
@@ -63,7 +64,7 @@ struct PackedRows {
   static constexpr int most(int /*nv*/, int64_t /*rows*/) { return kMost; }
   static int64_t tile_size(int64_t k_size) { return k_size * kMost + kWidth<T>; }  // what pack_tiles writes in excess
   static int64_t size(int64_t rows, int64_t k_size) { return (rows + kMost - 1) / kMost * tile_size(k_size); }
-  Rows<T> tile(int64_t i, int64_t /*first*/, int64_t rows) const { return {data + i * tile_size(k_size), 1, rows, 0}; }
+  Rows<T> tile(int64_t i, int64_t /*first*/, int64_t /*rows*/) const { return {data + i * tile_size(k_size), 1, 0}; }
 };
 
 // Columns of a product as rows of a row-major matrix: vector v is made of `valid` rows from row[v] on.
@@ -92,24 +93,29 @@ struct Panel {
   const T* data;  // [k][nv][width]
   int nv;
   const T* next;  // the panel of this size to be used after it, or null: fetched into cache meanwhile
-  const MatrixRows<T>* rows = nullptr;         // not packed: these, for a single block of a with k_stride 1
+  const MatrixRows<T>* rows = nullptr;         // not packed: these, for a single block of a
   int64_t k_stride = int64_t(nv) * kWidth<T>;  // of data; not packed: that of a matrix with a row for every k
 };
 
-// What a tile fetches: a line for every k, or with few rows, where the panel goes by too fast, one for every vector.
+// What a tile fetches: a line for every other k, or with few rows, where the panel goes by too fast, all of each k.
 struct Ahead {
   const char* line;
   int64_t step;  // 0: nothing to fetch
 };
 constexpr int64_t kLine = 64;
 constexpr bool fetches_whole_panel(int rows) { return rows < 4; }
+constexpr int fetch_period(int rows) { return fetches_whole_panel(rows) ? 1 : 2; }
+constexpr int kTurn = 4;  // k's of a turn of a tile's loop, between which only known distances lie
+constexpr int64_t fetches(int64_t k_size, int rows) { return k_size / kTurn * (kTurn / fetch_period(rows)); }
 
 template <class T>
 using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
                               int64_t panel_stride, bool add, Ahead ahead, T* out);
 
-// kVectors of kOf vectors, from panel and out on. kPacked: panel_stride is that of a packed panel.
-template <class T, int kRows, int kVectors, int kOf, bool kPacked>
+// kVectors of kOf vectors, from panel and out on. kPacked: panel_stride is that of a packed panel. kTransposed: a is
+// [k][kRows]. The loop is all but loads and FMAs: a core that another thread shares has time for little else beside 2
+// FMAs a cycle.
+template <class T, int kRows, int kVectors, int kOf, bool kPacked, bool kTransposed>
 __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
                                          int64_t panel_stride, bool add, Ahead ahead, T* out) {
   constexpr int w = kWidth<T>;
@@ -125,18 +131,15 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
       for (int v = 0; v < kVectors; v++) acc[s][r][v] = Vec<T>{};
     }
   }
-  const int64_t ks = a.k_stride;
+  constexpr int64_t kStep = kTransposed ? kRows : 1;  // from k to k + 1
+  const int64_t row_stride = kTransposed ? 1 : a.row_stride;
   for (int64_t b = 0; b < blocks; b++) {
     const T* row[kRows];
     FASTRNN_UNROLL
-    for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * a.row_stride;
-    const auto accumulate = [&](int s, int64_t at) __attribute__((always_inline)) {
-      constexpr int lines = fetches_whole_panel(kRows) ? kVectors * kVectorBytes / kLine : 1;
-      FASTRNN_UNROLL
-      for (int i = 0; i < lines; i++) __builtin_prefetch(ahead.line + i * kLine, 0, 2);
-      ahead.line += ahead.step;
+    for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * row_stride;
+    const auto accumulate = [&](int s, int64_t at, const T* columns) __attribute__((always_inline)) {
       const auto element = [&](int r) __attribute__((always_inline)) { return set1(row[r][at]); };
-      const auto column = [&](int v) __attribute__((always_inline)) { return load(panel + s * panel_stride + v * w); };
+      const auto column = [&](int v) __attribute__((always_inline)) { return load(columns + v * w); };
       // The fewer of both wait in registers: with the accumulators and one more they are all there are.
       if constexpr (kRows < kVectors) {
         Vec<T> x[kRows];
@@ -146,7 +149,7 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
         for (int v = 0; v < kVectors; v++) {
           const Vec<T> y = column(v);
           FASTRNN_UNROLL
-          for (int r = 0; r < kRows; r++) acc[s][r][v] = x[r] * y + acc[s][r][v];
+          for (int r = 0; r < kRows; r++) multiply_add<T>(acc[s][r][v], x[r], y);
         }
       } else {
         Vec<T> y[kVectors];
@@ -156,19 +159,24 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
         for (int r = 0; r < kRows; r++) {
           const Vec<T> x = element(r);
           FASTRNN_UNROLL
-          for (int v = 0; v < kVectors; v++) acc[s][r][v] = x * y[v] + acc[s][r][v];
+          for (int v = 0; v < kVectors; v++) multiply_add<T>(acc[s][r][v], x, y[v]);
         }
       }
     };
     int64_t k = 0, at = 0;
-    FASTRNN_UNROLL_TWICE
-    for (; k + kStreams <= k_per_block; k += kStreams, at += kStreams * ks, panel += kStreams * panel_stride) {
+    for (; k + kTurn <= k_per_block; k += kTurn, at += kTurn * kStep, panel += kTurn * panel_stride) {
       FASTRNN_UNROLL
-      for (int s = 0; s < kStreams; s++) accumulate(s, at + s * ks);
+      for (int i = 0; i < kTurn; i++) {
+        if (i % fetch_period(kRows) == 0) {
+          constexpr int lines = fetches_whole_panel(kRows) ? kVectors * kVectorBytes / kLine : 1;
+          FASTRNN_UNROLL
+          for (int j = 0; j < lines; j++) __builtin_prefetch(ahead.line + j * kLine, 0, 2);
+          ahead.line += ahead.step;
+        }
+        accumulate(i % kStreams, at + i * kStep, panel + i * panel_stride);
+      }
     }
-    if (kStreams > 1) {
-      for (; k < k_per_block; k++, at += ks, panel += panel_stride) accumulate(0, at);
-    }
+    for (; k < k_per_block; k++, at += kStep, panel += panel_stride) accumulate(0, at, panel);
   }
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; r++) {
@@ -183,41 +191,42 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
   }
 }
 
-template <class T, int kVectors, int kOf, bool kPacked, int kRows>
+template <class T, int kVectors, int kOf, bool kPacked, bool kTransposed, int kRows>
 constexpr TileFunction<T> tile_or_null() {
   constexpr bool in_pairs = kRegisters < 32 && kOf > kPair && kRows > fitting_rows(kOf);
   if constexpr (kVectors == kOf ? kRows <= fitting_rows(kOf)
                                 : in_pairs && kVectors <= kPair && kRows <= fitting_rows(kPair)) {
-    return &gemm_tile<T, kRows, kVectors, kOf, kPacked>;
+    return &gemm_tile<T, kRows, kVectors, kOf, kPacked, kTransposed>;
   } else {
     return nullptr;
   }
 }
 
-template <class T, int kVectors, int kOf, bool kPacked>
+template <class T, int kVectors, int kOf, bool kPacked, bool kTransposed>
 struct TileTable {
   static constexpr TileFunction<T> kByRows[kMaxRows + 1] = {
       nullptr,
-      tile_or_null<T, kVectors, kOf, kPacked, 1>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 2>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 3>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 4>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 5>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 6>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 7>(),
-      tile_or_null<T, kVectors, kOf, kPacked, 8>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 1>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 2>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 3>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 4>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 5>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 6>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 7>(),
+      tile_or_null<T, kVectors, kOf, kPacked, kTransposed, 8>(),
   };
 };
 
 // [nv of the panel][vectors of the tile][rows of the tile]
-template <class T, bool kPacked>
+template <class T, bool kPacked, bool kTransposed>
 constexpr const TileFunction<T>* kTiles[kMaxVectors + 1][kMaxVectors + 1] = {
     {},
-    {nullptr, TileTable<T, 1, 1, kPacked>::kByRows},
-    {nullptr, nullptr, TileTable<T, 2, 2, kPacked>::kByRows},
-    {nullptr, TileTable<T, 1, 3, kPacked>::kByRows, TileTable<T, 2, 3, kPacked>::kByRows,
-     TileTable<T, 3, 3, kPacked>::kByRows},
-    {nullptr, nullptr, TileTable<T, 2, 4, kPacked>::kByRows, nullptr, TileTable<T, 4, 4, kPacked>::kByRows}};
+    {nullptr, TileTable<T, 1, 1, kPacked, kTransposed>::kByRows},
+    {nullptr, nullptr, TileTable<T, 2, 2, kPacked, kTransposed>::kByRows},
+    {nullptr, TileTable<T, 1, 3, kPacked, kTransposed>::kByRows, TileTable<T, 2, 3, kPacked, kTransposed>::kByRows,
+     TileTable<T, 3, 3, kPacked, kTransposed>::kByRows},
+    {nullptr, nullptr, TileTable<T, 2, 4, kPacked, kTransposed>::kByRows, nullptr,
+     TileTable<T, 4, 4, kPacked, kTransposed>::kByRows}};
 
 // Room for any tile.
 template <class T>
@@ -260,7 +269,7 @@ template <class A, class Epilogue, class T = typename A::Element>
 FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
                          Epilogue&& epilogue) {
   const int nv = panel.nv;
-  const bool packed = panel.k_stride == int64_t(nv) * kWidth<T>;
+  const bool packed = A::kTransposed || panel.k_stride == int64_t(nv) * kWidth<T>;
   const int64_t pieces = (k_per_block + kChain - 1) / kChain, k_step = divide(k_per_block + pieces - 1, pieces);
   const int64_t b_step = blocks == 1 ? 1 : max(1, divide(kChain, k_per_block));
   const EvenParts tiles(rows, panel.rows ? kMaxDotRows : a.most(nv, rows));
@@ -280,19 +289,20 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
     const Rows<T> part = a.tile(i, first, n);
     for (int v = 0, vectors; v < nv; v += vectors) {
       vectors = int(min(tile_vectors(nv, int(n)), nv - v));
-      const TileFunction<T> multiply = (packed ? kTiles<T, true> : kTiles<T, false>)[nv][vectors][n];
+      const TileFunction<T> multiply =
+          (packed ? kTiles<T, true, A::kTransposed> : kTiles<T, false, false>)[nv][vectors][n];
       const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
       const T* columns = panel.data + v * kWidth<T>;
       for (int64_t b = 0; b < blocks; b += b_step) {
         const int64_t nb = min(b_step, blocks - b);
         for (int64_t k = 0; k < k_per_block; k += k_step) {
           const int64_t nk = min(k_step, k_per_block - k);
-          const T* from = part.data + b * part.block_stride + k * part.k_stride;
+          const T* from = part.data + b * part.block_stride + k * (A::kTransposed ? n : 1);
           const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
-          multiply({from, part.row_stride, part.k_stride, part.block_stride}, nb, nk, columns, panel.k_stride,
-                   b + k > 0, ahead, tile.data + v * kWidth<T>);
+          multiply({from, part.row_stride, part.block_stride}, nb, nk, columns, panel.k_stride, b + k > 0, ahead,
+                   tile.data + v * kWidth<T>);
           columns += nb * nk * panel.k_stride;
-          if (step) next += nb * nk * step;
+          if (step) next += nb * fetches(nk, int(n)) * step;
         }
       }
     }
@@ -316,7 +326,7 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
                                    const Panel<T>& panel, Epilogue&& epilogue) {
   const bool within = blocks == 1;
   const int64_t parts = within ? k_per_block : blocks, part_k = within ? 1 : k_per_block;
-  const int64_t part_stride = within ? a.k_stride : a.block_stride, part_size = part_k * panel.nv * kWidth<T>;
+  const int64_t part_stride = within ? 1 : a.block_stride, part_size = part_k * panel.nv * kWidth<T>;
   if (panel.rows || rows <= kMaxRows || parts * part_size * int64_t(sizeof(T)) <= kPanelBytes) {
     return gemm(a, rows, blocks, k_per_block, panel,
                 [&](int64_t first, int64_t count, const T* tile) { epilogue(Piece{true, true}, first, count, tile); });
@@ -325,7 +335,7 @@ FASTRNN_INLINE void gemm_in_pieces(const Rows<T>& a, int64_t rows, int64_t block
   for (int64_t i = 0; i < pieces; i++) {
     const int64_t begin = parts * i / pieces, end = parts * (i + 1) / pieces, n = end - begin;
     const T* next = i + 1 < pieces ? panel.data + end * part_size : panel.next;
-    gemm(Rows<T>{a.data + begin * part_stride, a.row_stride, a.k_stride, a.block_stride}, rows, within ? 1 : n,
+    gemm(Rows<T>{a.data + begin * part_stride, a.row_stride, a.block_stride}, rows, within ? 1 : n,
          within ? n : k_per_block, {panel.data + begin * part_size, panel.nv, next},
          [&](int64_t first, int64_t count, const T* tile) {
            epilogue(Piece{i == 0, i + 1 == pieces}, first, count, tile);

@@ -42,7 +42,7 @@ class Logits {
       seen[2 * r] = Math::set1(kLowest);
       seen[2 * r + 1] = Vec<T>{};
     }
-    const Rows<T> x{static_cast<const T*>(a.x) + row * a.input_size, a.input_size, 1, 0};
+    const Rows<T> x{static_cast<const T*>(a.x) + row * a.input_size, a.input_size, 0};
     for (int64_t p = 0; p < panels.count(); p++) {
       const int nv = panels.nv(p);
       const int64_t first = first_symbol(p), count = panels.columns(p);

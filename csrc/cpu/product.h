@@ -33,7 +33,7 @@ class ProductPass {
   void by_columns(int64_t k, int64_t n) const {
     T* const panel = static_cast<T*>(a.panels) + tid * kMaxVectors * w * min(a.k_size, kProductPiece);
     const Range own = share(panels.count(), team, tid);
-    const Rows<T> from{static_cast<const T*>(a.a) + k, a.a_stride, 1, 0};
+    const Rows<T> from{static_cast<const T*>(a.a) + k, a.a_stride, 0};
     for (int64_t j = own.begin; j < own.end; j++) {
       const int nv = panels.nv(j);
       MatrixRows<T> standing;
@@ -66,7 +66,7 @@ class ProductPass {
       if (a.a_transposed) {
         multiply(Tiles{tiles, n}, rows, k, n, j, columns);
       } else {
-        multiply(Rows<T>{static_cast<const T*>(a.a) + rows.begin * a.a_stride + k, a.a_stride, 1, 0}, rows, k, n, j,
+        multiply(Rows<T>{static_cast<const T*>(a.a) + rows.begin * a.a_stride + k, a.a_stride, 0}, rows, k, n, j,
                  columns);
       }
     }

@@ -14,19 +14,22 @@
 #include "cells/inline.h"
 
 #define FASTRNN_UNROLL _Pragma("GCC unroll 16")
-#define FASTRNN_UNROLL_TWICE _Pragma("GCC unroll 2")
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kRegisters = 32;
+constexpr bool kHasFma = true;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;
+constexpr bool kHasFma = true;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16, kRegisters = 32;
+constexpr bool kHasFma = true;
 #else
 constexpr int kVectorBytes = 16, kRegisters = 16;
+constexpr bool kHasFma = false;
 #endif
 
 template <class T>
@@ -152,6 +155,24 @@ FASTRNN_INLINE void store_first(T* p, Vec<T> v, int64_t n) {
 }
 
 #endif
+
+// sum += x * y, for loops whose sums take nearly all registers. GCC puts the result of an expression in whichever one
+// is free, and then moves sums from one to another, by way of memory too; where they are 32 it finds better ones alone.
+template <class T>
+FASTRNN_INLINE void multiply_add(Vec<T>& sum, Vec<T> x, Vec<T> y) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+  } else {
+    asm("vfmadd231pd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+  }
+#else
+  sum = x * y + sum;
+#if defined(__SSE2__) && !defined(__AVX512F__)
+  asm("" : "+x"(sum));
+#endif
+#endif
+}
 
 // v with the lanes from n on set to 0.
 template <class T>
