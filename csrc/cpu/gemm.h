@@ -3,8 +3,9 @@
 //   out[r][v] = sum over blocks b, k of  a[r * row_stride + b * block_stride + k] * panel[b][k][v]
 //
 // r < rows (at most best_rows), v < nv vectors. Strided a lets every product of the library use it: rows of x or h, and
-// gate gradients in blocks of units (block_stride). Weight gradients read a transposed matrix, packed as [k][rows]. The
-// result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from there.
+// gate gradients in blocks of units (block_stride). A transposed matrix, as weight gradients have, is packed as
+// [k][rows]. The result goes to a small buffer [rows][nv * width] that stays in L1; the caller's epilogue reads it from
+// there.
 #pragma once
 
 #include "cpu/dot.h"
@@ -25,8 +26,8 @@ constexpr int fitting_rows(int vectors) {
 // as many of its bytes for a product as 3 rows of 4 do.
 constexpr int kPair = 2;
 // Of panels that many rows pass again and again: 4 rows of 3 have the fewest loads for 12 products, 7 rather than 8,
-// and leave no register for a product that is yet to be added. Where panels are packed for a single use, wider ones are
-// quicker to pack.
+// but all registers are then taken, and without FMA a product needs one too. Where panels are packed for a single use,
+// wider ones are quicker to pack.
 constexpr int kPanelVectors = kRegisters == 32 ? kMaxVectors : kHasFma ? 3 : kPair;
 constexpr int max_rows(int nv) { return fitting_rows(kRegisters < 32 && nv == 4 ? kPair : nv); }
 constexpr int tile_vectors(int nv, int rows) { return rows <= fitting_rows(nv) ? nv : kPair; }
@@ -97,16 +98,16 @@ struct Panel {
   int64_t k_stride = int64_t(nv) * kWidth<T>;  // of data; not packed: that of a matrix with a row for every k
 };
 
-// What a tile fetches: a line for every other k, or with few rows, where the panel goes by too fast, all of each k.
+// What a tile fetches: a line now and then, or with few rows, where the panel goes by too fast, all of each k.
 struct Ahead {
   const char* line;
   int64_t step;  // 0: nothing to fetch
 };
 constexpr int64_t kLine = 64;
 constexpr bool fetches_whole_panel(int rows) { return rows < 4; }
-constexpr int fetch_period(int rows) { return fetches_whole_panel(rows) ? 1 : 2; }
-constexpr int kTurn = 4;  // k's of a turn of a tile's loop, between which only known distances lie
-constexpr int64_t fetches(int64_t k_size, int rows) { return k_size / kTurn * (kTurn / fetch_period(rows)); }
+// From one k that fetches to the next. Every k could, but an instruction is not free (see gemm_tile).
+constexpr int fetch_period(int rows) { return fetches_whole_panel(rows) || kVectorBytes >= kLine ? 1 : 2; }
+constexpr int kUnrolled = 4;  // k's
 
 template <class T>
 using TileFunction = void (*)(const Rows<T>& a, int64_t blocks, int64_t k_per_block, const T* panel,
@@ -120,7 +121,7 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
                                          int64_t panel_stride, bool add, Ahead ahead, T* out) {
   constexpr int w = kWidth<T>;
   if (kPacked) panel_stride = kOf * w;
-  // Fewer accumulators than an FMA's latency needs: sum even and odd k apart.
+  // Fewer accumulators than an FMA's latency needs: sum every second or fourth k apart.
   constexpr int kStreams = kRows * kVectors >= 8 ? 1 : kRows * kVectors >= 4 ? 2 : 4;
   Vec<T> acc[kStreams][kRows][kVectors];
   FASTRNN_UNROLL
@@ -137,8 +138,8 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
     const T* row[kRows];
     FASTRNN_UNROLL
     for (int r = 0; r < kRows; r++) row[r] = a.data + b * a.block_stride + r * row_stride;
-    const auto accumulate = [&](int s, int64_t at, const T* columns) __attribute__((always_inline)) {
-      const auto element = [&](int r) __attribute__((always_inline)) { return set1(row[r][at]); };
+    const auto accumulate = [&](int s, int64_t k, const T* columns) __attribute__((always_inline)) {
+      const auto element = [&](int r) __attribute__((always_inline)) { return set1(row[r][k * kStep]); };
       const auto column = [&](int v) __attribute__((always_inline)) { return load(columns + v * w); };
       // The fewer of both wait in registers: with the accumulators and one more they are all there are.
       if constexpr (kRows < kVectors) {
@@ -163,20 +164,20 @@ __attribute__((noinline)) void gemm_tile(const Rows<T>& a, int64_t blocks, int64
         }
       }
     };
-    int64_t k = 0, at = 0;
-    for (; k + kTurn <= k_per_block; k += kTurn, at += kTurn * kStep, panel += kTurn * panel_stride) {
+    int64_t k = 0;
+    for (; k + kUnrolled <= k_per_block; k += kUnrolled, panel += kUnrolled * panel_stride) {
       FASTRNN_UNROLL
-      for (int i = 0; i < kTurn; i++) {
+      for (int i = 0; i < kUnrolled; i++) {
         if (i % fetch_period(kRows) == 0) {
-          constexpr int lines = fetches_whole_panel(kRows) ? kVectors * kVectorBytes / kLine : 1;
+          constexpr int lines = fetches_whole_panel(kRows) ? (kVectors * kVectorBytes + kLine - 1) / kLine : 1;
           FASTRNN_UNROLL
           for (int j = 0; j < lines; j++) __builtin_prefetch(ahead.line + j * kLine, 0, 2);
           ahead.line += ahead.step;
         }
-        accumulate(i % kStreams, at + i * kStep, panel + i * panel_stride);
+        accumulate(i % kStreams, k + i, panel + i * panel_stride);
       }
     }
-    for (; k < k_per_block; k++, at += kStep, panel += panel_stride) accumulate(0, at, panel);
+    for (; k < k_per_block; k++, panel += panel_stride) accumulate(0, k, panel);
   }
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; r++) {
@@ -302,7 +303,7 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
           multiply({from, part.row_stride, part.block_stride}, nb, nk, columns, panel.k_stride, b + k > 0, ahead,
                    tile.data + v * kWidth<T>);
           columns += nb * nk * panel.k_stride;
-          if (step) next += nb * fetches(nk, int(n)) * step;
+          if (step) next += nb * nk * step / fetch_period(int(n));
         }
       }
     }

@@ -20,15 +20,16 @@ namespace FASTRNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kRegisters = 32;
-constexpr bool kHasFma = true;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;
-constexpr bool kHasFma = true;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16, kRegisters = 32;
-constexpr bool kHasFma = true;
 #else
 constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kHasFma = true;
+#else
 constexpr bool kHasFma = false;
 #endif
 
@@ -156,11 +157,11 @@ FASTRNN_INLINE void store_first(T* p, Vec<T> v, int64_t n) {
 
 #endif
 
-// sum += x * y, for loops whose sums take nearly all registers. GCC puts the result of an expression in whichever one
-// is free, and then moves sums from one to another, by way of memory too; where they are 32 it finds better ones alone.
+// sum += x * y, for loops whose sums take nearly all of 16 registers: GCC puts the result of an expression in whichever
+// one is free, and then moves sums from one to another, by way of memory too. With 32 it is better left alone.
 template <class T>
 FASTRNN_INLINE void multiply_add(Vec<T>& sum, Vec<T> x, Vec<T> y) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__FMA__) && !defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
   } else {
@@ -169,7 +170,7 @@ FASTRNN_INLINE void multiply_add(Vec<T>& sum, Vec<T> x, Vec<T> y) {
 #else
   sum = x * y + sum;
 #if defined(__SSE2__) && !defined(__AVX512F__)
-  asm("" : "+x"(sum));
+  asm("" : "+x"(sum));  // in its register before the next product takes one
 #endif
 #endif
 }
