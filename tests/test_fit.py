@@ -199,6 +199,25 @@ model.fit(TEXT, TEXT, checkpoint={folder!r}, **options)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("step", [2, STEPS + 3])
+def test_a_run_killed_within_a_long_epoch_goes_on_within_it(tmp_path, step):
+    """As one whose epoch takes longer than a checkpoint may be old."""
+    options = SGD | {"epochs": 3, "average": 2}
+    code = "from fastrnn.models import run\nrun.CHECKPOINT_SECONDS = 0.0\n"
+    code += _KILLED.format(tests=str(Path(__file__).parent), step=step, folder=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole, model = tiny(dropout=0.2), LanguageModel.load(tmp_path)
+    assert model._training.data["progress"]["steps"] == step - 1
+    assert len(model.history) == step // STEPS
+    whole.fit(TEXT, TEXT, **options)
+    model.fit(TEXT, TEXT, resume=True, checkpoint=tmp_path, **options)
+    assert weights_equal(model, whole)
+    times = dict.fromkeys(("seconds", "tokens_per_second"))
+    assert [record | times for record in model.history] == [record | times for record in whole.history]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("step", [0, 2 * STEPS + 3])
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, step):
     options = SGD | {"epochs": 5, "average": 2}

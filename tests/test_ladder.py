@@ -3,10 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from fastrnn.cli import main
-from fastrnn.models import NgramLanguageModel, WindowModel, kinds, ladder
+from fastrnn.models import NgramLanguageModel, WindowModel, kinds, ladder, run
 
 VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
 SIZES = ["--hidden", "8", "--embedding", "5"]
@@ -176,6 +177,30 @@ def test_train_eval_score_generate(kind, folder, tmp_path, capsys):
     else:
         assert status == 0
         assert (out / "inspection" / "unit.html").exists()
+
+
+def test_a_ladder_stopped_within_its_first_epoch_goes_on(folder, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert climb(folder, "--models", "gru", "--out", str(whole)) == 0
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(self, log):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(run.Run, "_end_epoch", stop)
+        with pytest.raises(Stopped):
+            climb(folder, "--models", "gru", "--out", str(stopped))
+    begun = kinds.load(stopped / "gru")
+    assert begun.history == []
+    assert begun._training.data["progress"]["steps"] > 0
+    assert climb(folder, "--models", "gru", "--out", str(stopped)) == 0
+    weights = [kinds.load(out / "gru").state_dict() for out in (whole, stopped)]
+    for name, array in weights[0].items():
+        assert np.array_equal(array, weights[1][name])
 
 
 def test_resume_is_for_models_of_weights(folder, tmp_path, capsys):

@@ -6,10 +6,13 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 
+from fastrnn.cli import main
 from fastrnn.models import LanguageModel, NgramLanguageModel, checkpoint, kinds
 from tiny_model import QUICK, SGD, TEXT, Reporter, tiny, weights_equal
 
@@ -52,6 +55,38 @@ def test_a_best_model_beside_one_of_another_run_does_not_count(tmp_path, monkeyp
         other.save(tmp_path)
     assert weights_equal(kinds.load_best(tmp_path), other)
     assert weights_equal(LanguageModel.load(tmp_path / "best"), trained)  # a save touches no other folder
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: "[]", lambda text: ""])
+def test_a_damaged_best_model_is_told_and_kept(tmp_path, capsys, damage):
+    """It is not taken for one of another run: the latest would stand for it, and its weights would go."""
+    folder = tmp_path / "run"
+    model = tiny()
+    model.fit(TEXT, TEXT, epochs=2, checkpoint=folder, **QUICK)
+    best = folder / "best"
+    before = sorted(best.iterdir())
+    (best / "model.json").write_text(damage((best / "model.json").read_text()))
+    told = f"load: {best / 'model.json'} is damaged: "
+    with pytest.raises(ValueError, match=re.escape(told)):
+        kinds.load_best(folder)
+    (tmp_path / "text").write_text(TEXT)
+    assert main(["lm", "eval", str(folder), str(tmp_path / "text")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fastrnn: {told}")
+    assert error.endswith(f"; without {best}, what is in {folder} counts\n")
+    model.save(folder)
+    checkpoint.remove_best_of_others(folder)
+    assert sorted(best.iterdir()) == before
+    shutil.rmtree(best)
+    assert weights_equal(kinds.load_best(folder), model)
+
+
+def test_a_damaged_latest_model_names_the_best(tmp_path):
+    tiny().fit(TEXT, TEXT, epochs=2, checkpoint=tmp_path, **QUICK)
+    (weights,) = tmp_path.glob("weights-*")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=re.escape(f"the best model of the run is in {tmp_path / 'best'}")):
+        LanguageModel.load(tmp_path)
 
 
 def test_ngrams_in_the_place_of_a_run(tmp_path):

@@ -78,7 +78,8 @@ RECIPES = {
 
 def run(recipe: Recipe, texts: dict[str, str], out: Path) -> dict[str, Any]:
     model, timed, finished = LanguageModel(**recipe.model), "seconds" in recipe.training, out / FINISHED
-    if (out / "model.json").exists():
+    begun = (out / "model.json").exists()
+    if begun:
         asked, model = model.config, LanguageModel.load(out)
         if model.config != asked:
             raise ValueError(f"{out} holds another model, {model!r}: remove it, or choose another --out")
@@ -87,8 +88,8 @@ def run(recipe: Recipe, texts: dict[str, str], out: Path) -> dict[str, Any]:
                 f"{out} holds a run against the clock that did not end by itself, which cannot be gone on with: "
                 "remove it, or choose another --out"
             )
-    if not (timed and model.history):
-        model.fit(texts["train"], texts["valid"], **recipe.training, checkpoint=out, resume=bool(model.history))
+    if not (timed and begun):
+        model.fit(texts["train"], texts["valid"], **recipe.training, checkpoint=out, resume=begun)
         finished.touch()
     best = LanguageModel.load(out / "best")
     return {

@@ -117,12 +117,12 @@ RECIPES = {
 
 def train(recipe: Recipe, pairs: dict[str, Pairs], out: Path) -> Seq2Seq:
     """The model with its history, from where the run in ``out`` stands; the best one is in ``out/best``."""
-    model = Seq2Seq(**recipe.model)
-    if (out / "model.json").exists():
+    model, begun = Seq2Seq(**recipe.model), (out / "model.json").exists()
+    if begun:
         asked, model = model.config, Seq2Seq.load(out)
         if model.config != asked:
             raise ValueError(f"{out} holds another model, {model!r}: remove it, or choose another --out")
-    model.fit(pairs["train"], pairs["valid"], **recipe.training, checkpoint=out, resume=bool(model.history))
+    model.fit(pairs["train"], pairs["valid"], **recipe.training, checkpoint=out, resume=begun)
     return model
 
 

@@ -12,6 +12,7 @@ latest; beside one that is of another run, or of none, it counts for nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,17 @@ def write(
     An OSError names the file that could not be written. Unless the new ``model.json`` was in place by then, the model
     that was there still is.
     """
+    try:
+        _write(folder, kind, data, archives)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            error.strerror = f"{error.strerror} (free some and save or resume; what was saved in {folder} is intact)"
+        raise
+
+
+def _write(
+    folder: str | os.PathLike[str], kind: str, data: Mapping[str, Any], archives: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -66,15 +78,27 @@ def write(
 
 
 def best_or_latest(folder: str | os.PathLike[str]) -> Path:
-    """Where the best model of a training run is, or the one that stands there alone."""
+    """Where the best model of a training run is, or the one that stands there alone.
+
+    A ValueError names an index that is damaged: which of the two is the best one is then unknown.
+    """
     path, best = Path(folder), Path(folder, BEST)
-    return best if (best / _INDEX).is_file() and (not (path / _INDEX).is_file() or _same_run(best, path)) else path
+    if not (best / _INDEX).is_file():
+        return path
+    return best if not (path / _INDEX).is_file() or _same_run(best, path) else path
 
 
 def remove_best_of_others(folder: str | os.PathLike[str]) -> None:
-    """The best model, unless it is of the run that the latest is of; after this one was written."""
+    """The best model, unless it is of the run that the latest is of; after this one was written.
+
+    A damaged one stays: of which run it is cannot be told.
+    """
     path, best = Path(folder), Path(folder, BEST)
-    if (best / _INDEX).is_file() and not _same_run(best, path):
+    try:
+        of_another = (best / _INDEX).is_file() and not _same_run(best, path)
+    except ValueError:
+        return
+    if of_another:
         (best / _INDEX).unlink()  # first: without it the rest is no model
         _remove_archives(best, ())
         with suppress(OSError):  # others may have files there
@@ -82,7 +106,8 @@ def remove_best_of_others(folder: str | os.PathLike[str]) -> None:
 
 
 def _same_run(best: Path, latest: Path) -> bool:
-    return (run := peek(best, RUN)) is not None and run == peek(latest, RUN)
+    runs = [_read_index("load", folder / _INDEX).get(RUN) for folder in (best, latest)]
+    return runs[0] is not None and runs[0] == runs[1]
 
 
 def peek(folder: Path, key: str) -> Any:
@@ -124,10 +149,10 @@ def read(
             f"{where}: {index} must have version {_VERSION}, got {version!r}: read it with the fastrnn that wrote it"
         )
     if data.pop("sha256", None) != digest_of({"format": kind, "version": version, **data}):
-        raise ValueError(f"{where}: {index} is damaged: truncated, or changed by hand")
+        raise _damaged(where, index, "truncated, or changed by hand")
     files = data.pop("files", None)
     if not isinstance(files, dict):
-        raise ValueError(f"{where}: {index} is damaged: files is missing")
+        raise _damaged(where, index, "files is missing")
     return data, {role: _read_archive(where, path, role, entry) for role, entry in files.items()}
 
 
@@ -142,27 +167,38 @@ def _read_index(where: str, index: Path) -> dict[str, Any]:
     try:
         data = json.loads(index.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {index} is damaged: not JSON ({error})") from None
+        raise _damaged(where, index, f"not JSON ({error})") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: {index} is damaged: not a JSON object")
+        raise _damaged(where, index, "not a JSON object")
     return data
+
+
+def _damaged(where: str, file: Path, why: str) -> ValueError:
+    folder = file.parent
+    if folder.name == BEST:
+        remedy = f"without {folder}, what is in {folder.parent} counts"
+    elif (folder / BEST / _INDEX).is_file():
+        remedy = f"the best model of the run is in {folder / BEST}"
+    else:
+        remedy = "it must be saved or trained anew"
+    return ValueError(f"{where}: {file} is damaged: {why}; {remedy}")
 
 
 def _read_archive(where: str, path: Path, role: str, entry: Any) -> dict[str, np.ndarray]:
     name = entry.get("name") if isinstance(entry, dict) else None
     # Only a plain name of our own making: an index cannot point outside its folder.
     if not isinstance(name, str) or not (match := _ARCHIVE.fullmatch(name)) or match["role"] != role:
-        raise ValueError(f"{where}: {path / _INDEX} is damaged: bad entry for {role!r}")
+        raise _damaged(where, path / _INDEX, f"bad entry for {role!r}")
     file_path = path / name
     if not file_path.is_file():
         raise FileNotFoundError(f"{where}: {file_path} is missing")
     with file_path.open("rb") as file:
         if sha256(file) != entry.get("sha256"):
-            raise ValueError(f"{where}: {file_path} is not the file that {_INDEX} describes: truncated or changed")
+            raise _damaged(where, file_path, f"not the file that {_INDEX} describes, truncated or changed")
         try:
             return safetensors.load(file)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{where}: {file_path} is damaged ({error})") from None
+            raise _damaged(where, file_path, str(error)) from None
 
 
 def digest_of(index: Mapping[str, Any]) -> str:

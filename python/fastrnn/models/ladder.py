@@ -85,7 +85,8 @@ def climb(
         if isinstance(model, NeuralModel):
             model = saved
     if isinstance(model, NeuralModel):
-        model.fit(train, valid, checkpoint=folder, progress=progress, resume=bool(model.history), **training)
+        begun = model._training is not None or bool(model.history)
+        model.fit(train, valid, checkpoint=folder, progress=progress, resume=begun, **training)
     else:
         model.fit(train, valid, checkpoint=folder, progress=progress)
     seconds = sum(record["seconds"] for record in model.history)

@@ -144,11 +144,11 @@ class NeuralModel(Trainable, TextModel):
                 the weights of the last epoch; those of the best are in the checkpoint.
             seconds: stop after this much time, whatever is left of ``epochs``; "cosine" then ends on time. The clock
                 takes part in such a run: it does not repeat to the bit.
-            checkpoint: folder that ``save`` writes to after each epoch; its subfolder ``best`` gets the model of the
-                lowest loss on ``valid``; that of an earlier run goes with the first checkpoint of one without
-                ``resume``. The records go into its file ``log.csv`` and, where the package tensorboard is installed, as
-                scalars into its subfolder ``tensorboard``. The tokens of texts given as files are kept in its subfolder
-                ``tokens`` and mapped into memory from there.
+            checkpoint: folder that ``save`` writes to after each epoch and, within a long one, every 5 minutes; its
+                subfolder ``best`` gets the model of the lowest loss on ``valid``; that of an earlier run goes with the
+                first checkpoint of one without ``resume``. The records go into its file ``log.csv`` and, where the
+                package tensorboard is installed, as scalars into its subfolder ``tensorboard``. The tokens of texts
+                given as files are kept in its subfolder ``tokens`` and mapped into memory from there.
             resume: carry on from the training state of this model (of an earlier ``fit``, or loaded), with the same
                 texts and options. The result is that of one uninterrupted run: to the bit with the same number of
                 threads (``set_num_threads``) and the same instruction set. What says when to stop or what is shown

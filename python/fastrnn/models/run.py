@@ -28,6 +28,7 @@ from .training import Trainer
 if TYPE_CHECKING:
     from .trainable import Trainable
 
+CHECKPOINT_SECONDS = 300.0  # of a long epoch, after which a killed run would lose more than it may
 _LOWER_IS_BETTER = {"valid_loss", "valid_perplexity", *(f"valid_{name}" for name in METRICS if not METRICS[name])}
 
 
@@ -94,6 +95,7 @@ class Run:
     sample: Callable[[], str] | None = None
     judge: str = "valid_loss"
     _saved: bool = field(default=False, init=False)  # a checkpoint of this run is there
+    _last_save: float = field(default=0.0, init=False)
 
     def go(self) -> list[dict[str, Any]]:
         """The run behind ``fit``, which checks the arguments and explains them."""
@@ -110,7 +112,7 @@ class Run:
             if log is not None and self._saved:  # which may have been killed before its last record was written
                 log.write_csv(model.history)
             return model.history
-        begun = time.monotonic()
+        begun = self._last_save = time.monotonic()
         total = trainer.steps_per_epoch * trainer.epochs
         report.start(total, "training")
         if threads not in (None, get_num_threads()):
@@ -132,6 +134,10 @@ class Run:
                     if trainer.at_end or stopped:
                         self._end_epoch(log)
                         finished = stopped or self._finished()
+                    elif checkpoint is not None and time.monotonic() - self._last_save >= CHECKPOINT_SECONDS:
+                        with trainer.averaged():
+                            self._check_weights(trainer.record())
+                            self._save()
             except FloatingPointError as error:
                 if not self._saved:
                     raise
@@ -183,6 +189,19 @@ class Run:
             f"try a lower lr (now {record['lr']:g}) or clip (now {trainer.options.clip})"
         )
 
+    def _check_weights(self, record: dict[str, Any]) -> None:
+        if not self.model._is_finite():
+            raise self._nothing_to_go_on_from(record, "the weights are not finite")
+
+    def _save(self) -> None:
+        """The model, which has the averages, and all that the run needs to go on from this step."""
+        model, checkpoint = self.model, self.settings.checkpoint
+        model._training = self.trainer.state()
+        if checkpoint is not None:
+            model.save(checkpoint)
+            files.remove_best_of_others(checkpoint)
+            self._saved, self._last_save = True, time.monotonic()
+
     def _show_sample(self) -> None:
         assert self.sample is not None
         with self.trainer.averaged():
@@ -205,8 +224,7 @@ class Run:
             improved = trainer.best is None or self._signed(record[self.judge]) < self._signed(trainer.best)
             figures += f", valid {_shown(found)}"
         with trainer.averaged():
-            if not model._is_finite():
-                raise self._nothing_to_go_on_from(record, "the weights are not finite")
+            self._check_weights(record)
         if trainer.options.clip is not None:
             figures += f", clipped {record['clipped']:.0%}"
         # The record of a part of the epoch, after Ctrl-C, gives way: the sums of this one hold its own.
@@ -219,11 +237,7 @@ class Run:
                 if checkpoint is not None:
                     model.save(Path(checkpoint, files.BEST), training=False)
                 trainer.best = record[self.judge]
-            model._training = trainer.state()
-            if checkpoint is not None:
-                model.save(checkpoint)
-                files.remove_best_of_others(checkpoint)
-                self._saved = True
+            self._save()
         if log is not None:
             log.write(model.history)
         self.settings.report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")
