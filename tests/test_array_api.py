@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastrnn.models import array_api
+from fastrnn.models import LanguageModel, array_api
 from fastrnn.models.nn import Dropout, Embedding, Output
 
 pytest.importorskip("array_api_compat")
@@ -25,6 +25,9 @@ class Arrays:
 
     def upload(self, array):
         return self.xp.asarray(np.array(array))
+
+    def download(self, array):
+        return np.asarray(array)
 
     def zeros(self, shape, dtype):
         return self.xp.zeros(shape, dtype=getattr(self.xp, np.dtype(dtype).name))
@@ -122,3 +125,59 @@ def test_without_array_api_compat(monkeypatch):
     monkeypatch.setitem(sys.modules, "array_api_compat", None)
     with pytest.raises(RuntimeError, match=r"models on a GPU need array-api-compat.*pip install 'fastrnn\[cuda\]'"):
         array_api.namespace(np.zeros(1))
+
+
+class Between:
+    """A layer on NumPy's arrays, for a model on others: they are copied at its border."""
+
+    _takes_index = False
+
+    def __init__(self, layer, arrays):
+        self.layer, self.arrays = layer, arrays
+        self.zero_grad = layer.zero_grad
+
+    def __call__(self, x, state, **options):
+        y, state = self.layer(np.asarray(x), state, **options)
+        return self.arrays.upload(y), state
+
+    def forward(self, x, state, **options):
+        y, state, tape = self.layer.forward(np.asarray(x), state, **options)
+        return self.arrays.upload(y), state, tape
+
+    def backward(self, tape, dy):
+        dx, dstate = self.layer.backward(tape, np.asarray(dy))
+        return self.arrays.upload(dx), dstate
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, [0.4, 0.0, 0.3]])
+def test_language_model(arrays, tie, dropout):
+    """All of it but the recurrent layer's own kernels: the loss, its gradients, and the evaluation of a text."""
+    models = [
+        LanguageModel(cell="gru", hidden=8, embedding=8, tie=tie, dropout=dropout, dtype="float64", seed=3)
+        for _ in range(2)
+    ]
+    ours, other = models
+    other._arrays = arrays
+    for drop in (other._drop_embeddings, other._drop_outputs):
+        drop._arrays = arrays
+    for model in models:
+        model.build("the quick brown fox")
+    other.recurrent = Between(other.recurrent, arrays)
+    symbols, states, rngs = len(ours.vocabulary), [None, None], [np.random.default_rng(5) for _ in models]
+    ids = np.random.default_rng(4).integers(0, symbols, (2, 7, 3))
+    for _ in range(2):
+        losses = []
+        for i, model in enumerate(models):
+            loss, states[i] = model.loss_and_grads(*ids, states[i], rngs[i], accumulate=False)
+            losses.append(loss)
+        assert_same(losses[1], np.float64(losses[0]), 200)
+        grads = [other.embed.grads, other.output.grads, other.recurrent.layer.grads]
+        for got, expected in zip(grads, (ours.embed.grads, ours.output.grads, ours.recurrent.grads), strict=True):
+            assert set(got) == set(expected)
+            for name, grad in expected.items():
+                assert_same(got[name], grad, 200)
+    text = np.random.default_rng(6).integers(0, symbols, 50).astype(np.int32)
+    for (got, valid), (nats, where) in zip(other._nats(text, 4), ours._nats(text, 4), strict=True):
+        assert np.array_equal(valid, where)
+        assert_same(got[valid], nats[where], 200)

@@ -13,7 +13,7 @@ import numpy as np
 from ..checks import check_choice, check_flag, check_probability, check_size
 from ..spec import device_arrays
 from .neural_model import NeuralModel
-from .nn import Dropout, Embedding, Output
+from .nn import Dropout, Embedding, Output, reshaped
 from .stack import CELLS, make_stack
 from .trainable import Part
 from .vocabulary import Vocabulary
@@ -157,13 +157,13 @@ class LanguageModel(NeuralModel):
             read = self.embed.read(inputs, self.recurrent, self._drop_embeddings, rng)
             dropout_seed = None if rng is None else int(rng.integers(2**64, dtype=np.uint64))
             y, state_n, tape = self.recurrent.forward(read.x, state, dropout_seed=dropout_seed, **read.options)
-            rows, y_mask = self._drop_outputs.forward(y.reshape(-1, self.outputs), rng)
+            rows, y_mask = self._drop_outputs.forward(reshaped(y, (-1, self.outputs)), rng)
             if not accumulate:
                 self.recurrent.zero_grad()
                 self.embed.zero_written_rows()  # of a tied one, too: what it keeps of them would grow with each step
             loss, drows = self._loss(rows, targets, accumulate)
             drows = Dropout.backward(y_mask, drows)
-            dx, _ = self.recurrent.backward(tape, drows.reshape(y.shape))
+            dx, _ = self.recurrent.backward(tape, reshaped(drows, y.shape))
             self.embed.read_backward(read, dx)
         return loss, state_n
 
@@ -171,7 +171,7 @@ class LanguageModel(NeuralModel):
         whole = (lengths == len(inputs)).all()
         read = self.embed.read(inputs, self.recurrent)
         y, state = self.recurrent(read.x, state, lengths=None if whole else lengths, **read.options)
-        return y.reshape(-1, self.outputs), state
+        return reshaped(y, (-1, self.outputs)), state
 
     def _decoder(self, ids: np.ndarray) -> _Stream:
         return _Stream(self, ids)

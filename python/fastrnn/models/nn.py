@@ -51,6 +51,11 @@ def _uniform(
     return rng.uniform(-bound, bound, shape).astype(dtype)
 
 
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """The array in another shape, of which one size may be -1: the standard has no method for it."""
+    return array.reshape(shape) if isinstance(array, np.ndarray) else array_api.namespace(array).reshape(array, shape)
+
+
 @dataclass
 class Embedded:
     """Vectors of tokens: ``x`` and more ``options`` for the ``forward`` of a recurrent layer."""
@@ -78,7 +83,7 @@ class Embedding(Layer):
             _core.take_rows(weight, flat, y)
             return y.reshape(*ids.shape, weight.shape[1])
         y = array_api.take_rows(weight, self._arrays.upload(flat))
-        return array_api.namespace(y).reshape(y, (*ids.shape, weight.shape[1]))
+        return reshaped(y, (*ids.shape, weight.shape[1]))
 
     def backward(self, ids: np.ndarray, dy: Any) -> None:
         """grads["weight"][ids] += dy, each id as often as it occurs."""
@@ -86,8 +91,7 @@ class Embedding(Layer):
         if self._arrays is HOST:
             _core.add_rows(grad, flat, np.ascontiguousarray(dy).reshape(ids.size, grad.shape[1]))
         else:
-            rows = array_api.namespace(dy).reshape(dy, (ids.size, grad.shape[1]))
-            array_api.add_rows(grad, self._arrays.upload(flat), rows)
+            array_api.add_rows(grad, self._arrays.upload(flat), reshaped(dy, (ids.size, grad.shape[1])))
         self._written.append(flat)
 
     def read(
