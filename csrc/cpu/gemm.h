@@ -229,11 +229,15 @@ constexpr const TileFunction<T>* kTiles[kMaxVectors + 1][kMaxVectors + 1] = {
     {nullptr, nullptr, TileTable<T, 2, 4, kPacked, kTransposed>::kByRows, nullptr,
      TileTable<T, 4, 4, kPacked, kTransposed>::kByRows}};
 
-// Room for any tile.
+// Numbers of a group of tiles: some dozen of 4 rows, or 8 of any size.
+template <class T>
+constexpr int64_t kGroupSize = 8 * kMaxRows * kMaxVectors * kWidth<T>;
 template <class T>
 struct alignas(64) TileBuffer {
-  T data[kMaxRows * kMaxVectors * kWidth<T>];
+  T data[kGroupSize<T>];
 };
+// What a group of tiles shares: it stays in a first-level cache of 32 KiB beside the rows of a tile.
+constexpr int64_t kPartBytes = 25 << 10;
 
 // One chain of additions is no longer than this: rounding errors grow with its length.
 constexpr int64_t kChain = 256;
@@ -266,6 +270,8 @@ FASTRNN_INLINE void multiply_rows(const Rows<T>& a, int64_t rows, int64_t k_size
 
 // Multiplies `rows` rows (any number) by one panel, tile by tile, each summed in such chains:
 // epilogue(first_row, tile_rows, tile [tile_rows][nv * width]).
+//
+// A long panel is read in parts, of which each stays in the first-level cache while a group of tiles passes it.
 template <class A, class Epilogue, class T = typename A::Element>
 FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per_block, const Panel<T>& panel,
                          Epilogue&& epilogue) {
@@ -277,38 +283,39 @@ FASTRNN_INLINE void gemm(const A& a, int64_t rows, int64_t blocks, int64_t k_per
   // A single tile reads panel after panel as one stream, which the processor fetches by itself.
   const char *next = tiles.count > 1 ? reinterpret_cast<const char*>(panel.next) : nullptr,
              *next_end = next + blocks * k_per_block * nv * kVectorBytes;
-  TileBuffer<T> tile;
-  int64_t first = 0;
-  for (int64_t i = 0; i < tiles.count; i++) {
-    const int64_t n = tiles.size(i);
-    if (panel.rows) {
-      multiply_rows(a.tile(i, first, n), n, k_per_block, *panel.rows, nv, tile.data);
-      epilogue(first, n, static_cast<const T*>(tile.data));
-      first += n;
-      continue;
-    }
-    const Rows<T> part = a.tile(i, first, n);
-    for (int v = 0, vectors; v < nv; v += vectors) {
-      vectors = int(min(tile_vectors(nv, int(n)), nv - v));
-      const TileFunction<T> multiply =
-          (packed ? kTiles<T, true, A::kTransposed> : kTiles<T, false, false>)[nv][vectors][n];
-      const int64_t step = next && next < next_end ? (fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine) : 0;
-      const T* columns = panel.data + v * kWidth<T>;
-      for (int64_t b = 0; b < blocks; b += b_step) {
-        const int64_t nb = min(b_step, blocks - b);
-        for (int64_t k = 0; k < k_per_block; k += k_step) {
-          const int64_t nk = min(k_step, k_per_block - k);
-          const T* from = part.data + b * part.block_stride + k * (A::kTransposed ? n : 1);
-          const Ahead ahead{step ? next : reinterpret_cast<const char*>(from), step};
-          multiply({from, part.row_stride, part.block_stride}, nb, nk, columns, panel.k_stride, b + k > 0, ahead,
-                   tile.data + v * kWidth<T>);
-          columns += nb * nk * panel.k_stride;
-          if (step) next += nb * nk * step / fetch_period(int(n));
+  TileBuffer<T> buffer;
+  for (int64_t i = 0, first = 0, group; i < tiles.count; i += group) {
+    const int64_t n = tiles.size(i), size = n * nv * kWidth<T>;
+    const int vectors = tile_vectors(nv, int(n));
+    const int64_t part_bytes = min(b_step, blocks) * k_step * vectors * kVectorBytes;
+    const int64_t alike = (i < tiles.larger ? tiles.larger : tiles.count) - i;
+    group = part_bytes > kPartBytes || panel.rows ? 1 : min(alike, kGroupSize<T> / size);
+    if (panel.rows) multiply_rows(a.tile(i, first, n), n, k_per_block, *panel.rows, nv, buffer.data);
+    const T* columns = panel.data;
+    for (int64_t b = 0; b < blocks && !panel.rows; b += b_step) {
+      const int64_t nb = min(b_step, blocks - b);
+      for (int64_t k = 0; k < k_per_block; k += k_step) {
+        const int64_t nk = min(k_step, k_per_block - k);
+        for (int v = 0; v < nv; v += vectors) {
+          const auto& of_nv = (packed ? kTiles<T, true, A::kTransposed> : kTiles<T, false, false>)[nv];
+          const TileFunction<T> multiply = of_nv[min(vectors, nv - v)][n];
+          for (int64_t g = 0; g < group; g++) {
+            const Rows<T> tile = a.tile(i + g, first + g * n, n);
+            const T* from = tile.data + b * tile.block_stride + k * (A::kTransposed ? n : 1);
+            const bool fetches = next && next < next_end;
+            const int64_t step = !fetches ? 0 : fetches_whole_panel(int(n)) ? nv * kVectorBytes : kLine;
+            multiply({from, tile.row_stride, tile.block_stride}, nb, nk, columns + v * kWidth<T>, panel.k_stride,
+                     b + k > 0, Ahead{fetches ? next : reinterpret_cast<const char*>(from), step},
+                     buffer.data + g * size + v * kWidth<T>);
+            next += nb * nk * step / fetch_period(int(n));
+          }
         }
+        columns += nb * nk * panel.k_stride;
       }
     }
-    epilogue(first, n, static_cast<const T*>(tile.data));
-    first += n;
+    for (const T* tile = buffer.data; tile < buffer.data + group * size; tile += size, first += n) {
+      epilogue(first, n, tile);
+    }
   }
 }
 
