@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from fastrnn.cli import main
 from fastrnn.models import LanguageModel
-from fastrnn.models.options import read_data
+from fastrnn.models.options import read_data, read_text
 from tiny_model import poison
 
 VERSE = "row row row your boat\ngently down the stream\nmerrily merrily merrily merrily\nlife is but a dream\n"
@@ -177,6 +178,26 @@ def test_plateau_and_the_best_model(data, tmp_path):
     losses = {name: LanguageModel.load(out / name).evaluate(valid, batch_size=4)["loss"] for name in (".", "best")}
     assert losses["best"] == pytest.approx(best, rel=1e-6)
     assert losses["."] == pytest.approx(rows[-1]["valid_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_a_large_file_is_mapped_like_those_of_a_folder(tmp_path, monkeypatch, level):
+    """Its two parts are read from where they stand, and never as a whole."""
+    text = tmp_path / "text"
+    text.write_text(VERSE * 20, encoding="utf-8")
+    monkeypatch.setattr("fastrnn.models.options._IN_MEMORY", 0)
+    parts = read_data(text)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, part in zip(("train", "valid"), parts, strict=False):
+        (folder / f"{name}.txt").write_text(read_text(part), encoding="utf-8")
+    for data in (text, folder):
+        assert train(data, tmp_path / f"of-{data.name}", "--level", level, "--epochs", "2") == 0
+    models = [LanguageModel.load(tmp_path / f"of-{data.name}") for data in (text, folder)]
+    for name, array in models[0].state_dict().items():
+        assert np.array_equal(array, models[1].state_dict()[name])
+    assert (tmp_path / "of-text" / "tokens" / "train.ids").exists()
+    assert train(text, tmp_path / "of-text", "--resume", "--epochs", "3") == 0
 
 
 def test_averaging_decay_and_samples(data, tmp_path, capsys):

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastrnn.models import CharVocabulary, WordVocabulary, checkpoint
+from fastrnn.models import CharVocabulary, WordVocabulary
 from fastrnn.models.commands import read_text
-from fastrnn.models.tokens import encode_pieces, read_pieces, tokenize_file
+from fastrnn.models.tokens import FilePart, encode_pieces, hold_out, read_pieces, tokenize_file
 from fastrnn.models.vocabulary import VOCABULARIES, BpeVocabulary
 
 VERSE = "row row\r\n  your böat\n\n中文☃  gently <unk> down\tthe stream\r"
@@ -77,6 +77,44 @@ def test_pieces_make_up_what_read_text_reads(path, content, size):
         pieces = list(read_pieces(path, size))
         assert "".join(pieces) == expected
         assert all(pieces)
+
+
+@given(content=st.text(alphabet="aé€😀 \n\r", max_size=60), size=st.integers(1, 9))
+def test_two_parts_of_a_file_make_up_its_text(path, content, size):
+    path.write_bytes(content.encode())
+    parts = hold_out(path)
+    assert [os.fspath(part) for part in parts] == [os.fspath(path)] * 2
+    length = len(content.encode())
+    assert parts[1].end - parts[1].begin <= length // 10 + length // 100
+    texts = ["".join(read_pieces(part, size)) if part.end > part.begin else "" for part in parts]
+    assert "".join(texts) == content
+
+
+def test_a_file_parts_at_the_end_of_a_line(path):
+    lines = [f"line {i}\n" for i in range(1000)]
+    path.write_text("".join(lines), newline="")
+    for part, expected in zip(hold_out(path), (lines[:901], lines[901:]), strict=True):
+        assert "".join(read_pieces(part)) == "".join(expected)
+
+
+def test_errors_of_a_part_name_the_file(path):
+    path.write_bytes(b"abc\xffdef")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not UTF-8 text: byte 3 is 0xff")):
+        list(read_pieces(FilePart(path, 2, 7)))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is empty")):
+        list(read_pieces(FilePart(path, 2, 2)))
+
+
+def test_ids_of_a_part_serve_the_same_text_alone(path, tmp_path):
+    path.write_text("row row row your boat gently")
+    alone, target = tmp_path / "alone", tmp_path / "ids"
+    alone.write_text(" row your boat")
+    vocabulary = WordVocabulary.of_text("row your boat")
+    ids = tokenize_file(FilePart(path, 7, 21), vocabulary, target)
+    before = inode(target)
+    assert np.array_equal(tokenize_file(alone, vocabulary, target), ids)
+    assert inode(target) == before
+    assert np.array_equal(ids, vocabulary.encode(" row your boat"))
 
 
 def test_errors_of_reading(path):
@@ -289,8 +327,7 @@ def test_the_text_is_not_overwritten(made):
 
 
 @levels
-def test_memory_is_bounded_by_the_size_of_a_piece(tmp_path, cls, monkeypatch):
-    monkeypatch.setattr(checkpoint, "sha256", lambda file: "0" * 64)  # reads in blocks of a size of its own
+def test_memory_is_bounded_by_the_size_of_a_piece(tmp_path, cls):
     path, size = tmp_path / "text.txt", 1 << 12
     text = random_text(10_000)
     path.write_text(text * 12, encoding="utf-8")

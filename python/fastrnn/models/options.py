@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from . import kinds
 from .ngram import SMOOTHINGS
 from .schedules import SCHEDULES
 from .text_model import Text, TextModel
-from .tokens import read_pieces
+from .tokens import hold_out, read_pieces
 from .trainable import Trainable
 from .vocabulary import VOCABULARIES
 
@@ -31,6 +32,9 @@ _TRAINING = ("batch_size", "bptt", *RUN)
 _SIZES = {"embedding": 128, "hidden": 256}  # where they are not given
 
 
+_IN_MEMORY = 1 << 26  # bytes of a file whose text is read as a whole
+
+
 def read_text(path: Path) -> str:
     """The text of a file; a one-line error where it is none."""
     return "".join(read_pieces(path))
@@ -39,20 +43,29 @@ def read_text(path: Path) -> str:
 def read_data(path: Path) -> tuple[Text, Text, Text | None]:
     """Text to learn from, text held out, and text to test on if there is any.
 
-    A folder holds train.txt, valid.txt and perhaps test.txt, all of which are read through once: what is wrong with
-    them shows now. Of a single file the last tenth is held out.
+    A folder holds train.txt, valid.txt and perhaps test.txt. Of a single file the last tenth is held out. All are read
+    through once: what is wrong with them shows now.
     """
     if path.is_dir():
         train, valid, test = (path / f"{name}.txt" for name in ("train", "valid", "test"))
         for each in (train, valid, test) if test.exists() else (train, valid):
-            for _ in read_pieces(each):
-                pass
+            _read_through(each)
         return train, valid, test if test.exists() else None
+    if path.is_file() and path.stat().st_size > _IN_MEMORY:
+        parts = hold_out(path)
+        for part in parts:
+            _read_through(part)
+        return *parts, None
     text = read_text(path)
     cut = len(text) - len(text) // 10
     # At the end of a line if there is one near: a word or a verse in two is neither.
     line = text.rfind("\n", cut - len(text) // 100, cut) + 1
     return text[: line or cut], text[line or cut :], None
+
+
+def _read_through(text: os.PathLike[str]) -> None:
+    for _ in read_pieces(text):
+        pass
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,48 @@ from .vocabulary import Vocabulary, between_words, leading
 
 _PIECE = 1 << 20  # bytes
 _HEADER = 512  # bytes
+
+
+@dataclass(frozen=True)
+class FilePart(os.PathLike[str]):
+    """Bytes ``begin`` to ``end`` of a regular file, as a text of their own."""
+
+    path: Path
+    begin: int
+    end: int
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
+def hold_out(path: Path) -> tuple[FilePart, FilePart]:
+    """The text of a regular file but for its last tenth, and that.
+
+    They part at the end of a line if there is one near: a word or a verse in two is neither.
+    """
+    size = path.stat().st_size
+    cut = size - size // 10
+    with path.open("rb") as file:
+        file.seek(begin := cut - min(size // 100, _PIECE))
+        line = file.read(cut - begin).rfind(b"\n") + 1
+        if line:
+            cut = begin + line
+        else:
+            file.seek(cut)
+            while (byte := file.read(1)) and byte[0] & 0xC0 == 0x80:  # within a character
+                cut += 1
+    return FilePart(path, 0, cut), FilePart(path, cut, size)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Callable[[int], bytes]]:
+    """What reads so many bytes, or those that are left."""
+    with Path(path).open("rb") as file:
+        if not isinstance(path, FilePart):
+            yield file.read
+            return
+        file.seek(path.begin)
+        yield lambda size: file.read(min(size, path.end - file.tell()))
 
 
 def read_pieces(path: str | os.PathLike[str], size: int = _PIECE) -> Iterator[str]:
@@ -42,28 +86,26 @@ def read_pieces(path: str | os.PathLike[str], size: int = _PIECE) -> Iterator[st
         ['row', ' your', ' boat\\n']
     """
     empty = True
-    for piece in between_words(_decoded(Path(path), check_size("read_pieces", "size", size))):
+    for piece in between_words(_decoded(path, check_size("read_pieces", "size", size))):
         empty = False
         yield piece
     if empty:
-        raise ValueError(f"{path} is empty: it must hold text in UTF-8")
+        raise ValueError(f"{os.fspath(path)} is empty: it must hold text in UTF-8")
 
 
-def _decoded(path: Path, size: int) -> Iterator[str]:
+def _decoded(path: str | os.PathLike[str], size: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
-        block, count = None, 0
+    with _opened(path) as read:
+        block, count = None, path.begin if isinstance(path, FilePart) else 0
         while block != b"":
             begin = count - len(decoder.getstate()[0])  # of a character that the last block ended in
-            block = file.read(size)
+            block = read(size)
             count += len(block)
             try:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{error.object[error.start]:02x}; "
-                    "convert it to UTF-8"
-                ) from None
+                wrong = f"byte {begin + error.start} is 0x{error.object[error.start]:02x}"
+                raise ValueError(f"{os.fspath(path)} is not UTF-8 text: {wrong}; convert it to UTF-8") from None
 
 
 def check_regular(where: str, name: str, path: str | os.PathLike[str]) -> None:
@@ -130,13 +172,16 @@ def tokenize_file(
         ...     tokenize_file(path, vocabulary, pathlib.Path(folder, "verse.ids")).tolist()
         [2, 2, 4, 3, 1]
     """
-    path, target = Path(path), Path(target)
+    target = Path(target)
     check_regular("tokenize_file", "path", path)
     if target.exists() and target.samefile(path):
         raise ValueError(f"tokenize_file: target must be another file than path, got {target} for both")
-    with path.open("rb") as file:
-        text = checkpoint.sha256(file)
-    key = {"text": text, "vocabulary": hashlib.sha256(json.dumps(vocabulary.to_dict()).encode()).hexdigest()}
+    text = hashlib.sha256()
+    with _opened(path) as read:
+        while block := read(size):
+            text.update(block)
+    symbols = hashlib.sha256(json.dumps(vocabulary.to_dict()).encode())
+    key = {"text": text.hexdigest(), "vocabulary": symbols.hexdigest()}
 
     def save(file: BinaryIO) -> None:
         file.seek(_HEADER)
