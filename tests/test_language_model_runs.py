@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_old_model(trained, tmp_path, monkeypatch):
                 error = caught
             else:
                 break
-        intact = f"(free some and save or resume; what was saved in {folder} is intact)"
+        intact = "(free some, then save or resume: nothing that was saved is lost)"
         assert str(error).startswith(f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)} {intact}: '{folder}")
         assert "\n" not in str(error)
         refused.add(disk.refused)

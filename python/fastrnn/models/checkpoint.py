@@ -48,7 +48,7 @@ def write(
         _write(folder, kind, data, archives)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            error.strerror = f"{error.strerror} (free some and save or resume; what was saved in {folder} is intact)"
+            error.strerror = f"{error.strerror} (free some, then save or resume: nothing that was saved is lost)"
         raise
 
 

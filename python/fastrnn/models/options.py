@@ -135,8 +135,8 @@ def flag(name: str) -> str:
 def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH",
-        help="a text file, whose last tenth is held out, or a folder with train.txt, valid.txt and perhaps test.txt, "
-        "which may be larger than memory",
+        help="a text file, whose last tenth is held out, or a folder with train.txt, valid.txt and perhaps test.txt: "
+        "files of any size",
     )  # fmt: skip
 
 
