@@ -236,7 +236,7 @@ template <class T>
 struct alignas(64) TileBuffer {
   T data[kGroupSize<T>];
 };
-// What a group of tiles shares: it stays in a first-level cache of 32 KiB beside the rows of a tile.
+// What a group of tiles shares: most of a first-level cache of 32 KiB.
 constexpr int64_t kPartBytes = 25 << 10;
 
 // One chain of additions is no longer than this: rounding errors grow with its length.

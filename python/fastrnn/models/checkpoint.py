@@ -44,12 +44,8 @@ def write(
     An OSError names the file that could not be written. Unless the new ``model.json`` was in place by then, the model
     that was there still is.
     """
-    try:
+    with _advice():
         _write(folder, kind, data, archives)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            error.strerror = f"{error.strerror} (free some, then save or resume: nothing that was saved is lost)"
-        raise
 
 
 def _write(
@@ -106,7 +102,8 @@ def remove_best_of_others(folder: str | os.PathLike[str]) -> None:
 
 
 def _same_run(best: Path, latest: Path) -> bool:
-    runs = [_read_index("load", folder / _INDEX).get(RUN) for folder in (best, latest)]
+    indexes = [folder / _INDEX for folder in (best, latest)]
+    runs = [_whole("load", index, _read_index("load", index)).get(RUN) for index in indexes]
     return runs[0] is not None and runs[0] == runs[1]
 
 
@@ -142,14 +139,10 @@ def read(
     path = Path(folder)
     index = path / _INDEX
     data = _read_index(where, index)
-    if data.pop("format", None) != kind:
+    if data.get("format") != kind:
         raise ValueError(f"{where}: {index} is not a {kind}")
-    if (version := data.pop("version", None)) != _VERSION:
-        raise ValueError(
-            f"{where}: {index} must have version {_VERSION}, got {version!r}: read it with the fastrnn that wrote it"
-        )
-    if data.pop("sha256", None) != digest_of({"format": kind, "version": version, **data}):
-        raise _damaged(where, index, "truncated, or changed by hand")
+    data = _whole(where, index, data)
+    del data["format"], data["version"]
     files = data.pop("files", None)
     if not isinstance(files, dict):
         raise _damaged(where, index, "files is missing")
@@ -173,12 +166,24 @@ def _read_index(where: str, index: Path) -> dict[str, Any]:
     return data
 
 
+def _whole(where: str, index: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """What an index holds beside its checksum, if it is as it was written."""
+    if (version := data.get("version")) != _VERSION:
+        raise ValueError(
+            f"{where}: {index} must have version {_VERSION}, got {version!r}: read it with the fastrnn that wrote it"
+        )
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    if data.get("sha256") != digest_of(rest):
+        raise _damaged(where, index, "truncated, or changed by hand")
+    return rest
+
+
 def _damaged(where: str, file: Path, why: str) -> ValueError:
     folder = file.parent
-    if folder.name == BEST:
+    if folder.name == BEST and (folder.parent / _INDEX).is_file():
         remedy = f"without {folder}, what is in {folder.parent} counts"
     elif (folder / BEST / _INDEX).is_file():
-        remedy = f"the best model of the run is in {folder / BEST}"
+        remedy = f"the best model of a run is in {folder / BEST}"
     else:
         remedy = "it must be saved or trained anew"
     return ValueError(f"{where}: {file} is damaged: {why}; {remedy}")
@@ -217,9 +222,21 @@ def sha256(file: BinaryIO) -> str:
 
 def replace_file(path: Path, save: Callable[[BinaryIO], Any]) -> None:
     """Write a file in place of what is there; when that fails or is cut off, it stays."""
-    with _beside(path) as temporary:
-        os.replace(write_file(temporary / path.name, save), path)
-    sync_folder(path.parent)
+    with _advice():
+        with _beside(path) as temporary:
+            os.replace(write_file(temporary / path.name, save), path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """What to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.strerror = f"{error.strerror} (free some, then save or resume: nothing that was saved is lost)"
+        raise
 
 
 @contextmanager

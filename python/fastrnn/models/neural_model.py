@@ -166,7 +166,7 @@ class NeuralModel(Trainable, TextModel):
         Raises:
             TypeError, ValueError: naming the argument.
             FloatingPointError: the loss or a gradient is not finite: the weights are those before that step; or the
-                loss on ``valid`` is not, or the weights at the end of an epoch. The message names the folder of the
+                loss on ``valid`` is not, or the weights at a checkpoint. The message names the folder of the
                 last good checkpoint, if there is one.
             KeyboardInterrupt: after Ctrl-C, when everything is written.
 

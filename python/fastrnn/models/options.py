@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from . import kinds
 from .ngram import SMOOTHINGS
 from .schedules import SCHEDULES
 from .text_model import Text, TextModel
-from .tokens import hold_out, read_pieces
+from .tokens import hold_out, parting, read_pieces
 from .trainable import Trainable
 from .vocabulary import VOCABULARIES
 
@@ -49,23 +48,15 @@ def read_data(path: Path) -> tuple[Text, Text, Text | None]:
     if path.is_dir():
         train, valid, test = (path / f"{name}.txt" for name in ("train", "valid", "test"))
         for each in (train, valid, test) if test.exists() else (train, valid):
-            _read_through(each)
+            for _ in read_pieces(each):
+                pass
         return train, valid, test if test.exists() else None
     if path.is_file() and path.stat().st_size > _IN_MEMORY:
-        parts = hold_out(path)
-        for part in parts:
-            _read_through(part)
-        return *parts, None
+        return *hold_out(path), None
     text = read_text(path)
-    cut = len(text) - len(text) // 10
-    # At the end of a line if there is one near: a word or a verse in two is neither.
-    line = text.rfind("\n", cut - len(text) // 100, cut) + 1
+    near, cut = parting(len(text))
+    line = text.rfind("\n", near, cut) + 1
     return text[: line or cut], text[line or cut :], None
-
-
-def _read_through(text: os.PathLike[str]) -> None:
-    for _ in read_pieces(text):
-        pass
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -135,8 +126,8 @@ def flag(name: str) -> str:
 def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH",
-        help="a text file, whose last tenth is held out, or a folder with train.txt, valid.txt and perhaps test.txt: "
-        "files of any size",
+        help="a text file, whose last tenth is held out, or a folder with train.txt, valid.txt and perhaps test.txt; "
+        "but for n-grams they may be larger than memory",
     )  # fmt: skip
 
 

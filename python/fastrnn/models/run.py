@@ -137,7 +137,7 @@ class Run:
                     elif checkpoint is not None and time.monotonic() - self._last_save >= CHECKPOINT_SECONDS:
                         with trainer.averaged():
                             self._check_weights(trainer.record())
-                            self._save()
+                            self._save()  # the best of an earlier run stays until this one has had its say
             except FloatingPointError as error:
                 if not self._saved:
                     raise
@@ -199,7 +199,6 @@ class Run:
         model._training = self.trainer.state()
         if checkpoint is not None:
             model.save(checkpoint)
-            files.remove_best_of_others(checkpoint)
             self._saved, self._last_save = True, time.monotonic()
 
     def _show_sample(self) -> None:
@@ -233,11 +232,13 @@ class Run:
             trainer.end_epoch(self._losses())
         with trainer.averaged():
             if improved:
-                # Before the other: a run that is cut off between the two repeats the epoch and finds it best again.
+                # Before the other: a run that is cut off between the two repeats its end and finds it best again.
                 if checkpoint is not None:
                     model.save(Path(checkpoint, files.BEST), training=False)
                 trainer.best = record[self.judge]
             self._save()
+            if checkpoint is not None:
+                files.remove_best_of_others(checkpoint)
         if log is not None:
             log.write(model.history)
         self.settings.report.message(f"{figures}, {record['tokens_per_second']:,.0f} tokens/s")

@@ -37,23 +37,32 @@ class FilePart(os.PathLike[str]):
         return os.fspath(self.path)
 
 
-def hold_out(path: Path) -> tuple[FilePart, FilePart]:
-    """The text of a regular file but for its last tenth, and that.
+def hold_out(path: Path, size: int = _PIECE) -> tuple[FilePart, FilePart]:
+    """The text of a regular file but for its last tenth, and that, where ``parting`` has it.
 
-    They part at the end of a line if there is one near: a word or a verse in two is neither.
+    The file is read twice, about ``size`` bytes at a time; errors as of ``read_pieces``.
     """
-    size = path.stat().st_size
-    cut = size - size // 10
-    with path.open("rb") as file:
-        file.seek(begin := cut - min(size // 100, _PIECE))
-        line = file.read(cut - begin).rfind(b"\n") + 1
-        if line:
-            cut = begin + line
-        else:
-            file.seek(cut)
-            while (byte := file.read(1)) and byte[0] & 0xC0 == 0x80:  # within a character
-                cut += 1
-    return FilePart(path, 0, cut), FilePart(path, cut, size)
+    length = sum(map(len, read_pieces(path, size)))
+    near, cut = parting(length)
+    at = bytes_at = 0
+    line = end = 0  # in bytes
+    for piece in _decoded(path, size):
+        if at <= cut <= at + len(piece):
+            end = bytes_at + len(piece[: cut - at].encode())
+        if found := piece.rfind("\n", max(0, near - at), max(0, cut - at)) + 1:
+            line = bytes_at + len(piece[:found].encode())
+        at, bytes_at = at + len(piece), bytes_at + len(piece.encode())
+    return FilePart(path, 0, line or end), FilePart(path, line or end, bytes_at)
+
+
+def parting(length: int) -> tuple[int, int]:
+    """Where a text of so many characters is parted to hold out its last tenth.
+
+    After the last line break between the two numbers, at the second if there is none: a word or a verse in two is
+    neither.
+    """
+    cut = length - length // 10
+    return cut - length // 100, cut
 
 
 @contextmanager
