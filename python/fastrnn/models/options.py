@@ -29,8 +29,6 @@ RUN = (
 )  # fmt: skip
 _TRAINING = ("batch_size", "bptt", *RUN)
 _SIZES = {"embedding": 128, "hidden": 256}  # where they are not given
-
-
 _IN_MEMORY = 1 << 26  # bytes of a file whose text is read as a whole
 
 
