@@ -303,12 +303,14 @@ def tolerances(case: Case, data: Data, expected: Arrays) -> dict[str, float]:
     """The error allowed to each result: 2 x the largest error of a plain loop in the same dtype + 8 eps max|expected|.
 
     The plain loop is the reference itself, run in the dtype of the case. A small layer has so few numbers in an array
-    that their largest error means nothing (the only one may happen to be exact): there it is taken over several draws
-    and over all values, all gradients of data or all gradients of weights.
+    that their largest error means nothing (the only one may happen to be exact): there it is taken over several draws,
+    the more the fewer activations there are in one, and over all values, all gradients of data or all gradients of
+    weights.
     """
     few = case.output < 16 or case.B * case.output < 64
+    activations = max(1, case.T * case.B * case.output)
     errors = dict.fromkeys(expected, 0.0)
-    for other in range(4 if few else 1):
+    for other in range(max(4, 64 // activations) if few else 1):
         if other:
             fresh = _draw(case, np.random.default_rng(other))
             data = replace(data, x=fresh.x, state=fresh.state, dy=fresh.dy, dstate=fresh.dstate)
