@@ -19,6 +19,7 @@ tables of other files stay as they are.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -172,9 +173,12 @@ def make_ngram_tables(document: dict[str, Any]) -> dict[str, str]:
 
 def make_ladder_tables(document: dict[str, Any]) -> dict[str, str]:
     """The same for what lm/ladder.py has written."""
-    rungs = [ladder.Rung(**rung) for rung in document["rungs"]]
-    orders = [ladder.Order(**order) for order in document["orders"]]
-    return {"rungs": as_markdown(ladder.table(rungs)), "orders": as_markdown(ladder.orders_table(orders))}
+    fields = [field.name for field in dataclasses.fields(ladder.Rung)]
+    header, lines = ladder.table(ladder.Rung(**{name: rung[name] for name in fields}) for rung in document["rungs"])
+    how = [[str(rung["threads"]), rung["commit"] or "-"] for rung in document["rungs"]]
+    rungs = ([*header, "threads", "commit"], [[*line, *more] for line, more in zip(lines, how, strict=True)])
+    orders = ladder.orders_table(ladder.Order(**order) for order in document["orders"])
+    return {"rungs": as_markdown(rungs), "orders": as_markdown(orders)}
 
 
 def make_flow_tables(document: dict[str, Any]) -> dict[str, str]:

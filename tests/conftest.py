@@ -1,7 +1,10 @@
 """Settings shared by all tests."""
 
+import importlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 # On a busy machine threads that spin while they wait take the cores from those that they wait for: NumPy's would make
 # the reference ten times slower, torch's some tests a hundred times. Only effective before these are imported.
@@ -17,6 +20,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Derandomized: the same examples in every run, so that a failure is the commit's and not the day's.
 hypothesis.settings.register_profile("fastrnn", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("fastrnn")
+
+
+@pytest.fixture
+def script(monkeypatch, request):
+    """Imports a script of the folder in benchmarks/ that the test's module has as FOLDER, as one beside it does."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks" / request.module.FOLDER
+    if not folder.is_dir():
+        pytest.skip("benchmarks/ is not beside the tests")
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if (folder / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+@pytest.fixture
+def torch():
+    """On one thread: models are tiny, and a script sets the number."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "seq2seq"
+FOLDER = "seq2seq"
 TINY = {"embedding": 6, "hidden": 6}
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by its name, as one that lies beside it does."""
-    if not FOLDER.is_dir():
-        pytest.skip("benchmarks/ is not beside the tests")
-    monkeypatch.syspath_prepend(FOLDER)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if (FOLDER / f"{name}.py").exists():
-            del sys.modules[name]
-
-
-@pytest.fixture
-def torch():
-    """On one thread: models are tiny, and a script sets the number."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
