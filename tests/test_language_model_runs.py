@@ -7,7 +7,9 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -448,11 +450,18 @@ def test_weights_load_into_torch(tmp_path, options):
 def test_progress_lines(capsys, monkeypatch):
     lines = progress_module.Lines(interval=0.0)
     monkeypatch.setattr(progress_module, "Lines", lambda: lines)
-    tiny().fit(TEXT, TEXT, epochs=1, **QUICK | {"progress": True})
+    history = tiny().fit(TEXT, TEXT, epochs=1, **QUICK | {"progress": True, "lr": 0.0123})
     out, err = capsys.readouterr()
     assert out == ""
-    assert "training: 1/8 (12%)" in err
-    assert "epoch 1/1: loss" in err
+    shown = re.findall(
+        r"training: (\d)/8 \(\d+%\)  loss (\S+)  ppl (\S+)  [\d,]+ tok/s  lr (\S+)(  ETA 0:00:\d\d)?\n", err
+    )
+    assert [int(step) for step, *_ in shown] == list(range(1, 9))
+    for step, loss, perplexity, lr, left in shown:
+        assert float(perplexity) == pytest.approx(math.exp(float(loss)), rel=2e-3)  # the loss has three digits
+        assert lr == "1.2e-02"
+        assert bool(left) == (step != "1")
+    assert f"epoch 1/1: loss {history[0]['loss']:.3f}" in err
     assert "tokens/s" in err
 
 
