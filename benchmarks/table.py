@@ -175,10 +175,12 @@ def make_ladder_tables(document: dict[str, Any]) -> dict[str, str]:
     """The same for what lm/ladder.py has written."""
     fields = [field.name for field in dataclasses.fields(ladder.Rung)]
     header, lines = ladder.table(ladder.Rung(**{name: rung[name] for name in fields}) for rung in document["rungs"])
-    how = [[str(rung["threads"]), rung["commit"] or "-"] for rung in document["rungs"]]
-    rungs = ([*header, "threads", "commit"], [[*line, *more] for line, more in zip(lines, how, strict=True)])
+    for key in ("threads", "commit"):  # `fastrnn lm ladder` writes neither
+        if all(key in rung for rung in document["rungs"]):
+            header = [*header, key]
+            lines = [[*line, str(rung[key] or "-")] for line, rung in zip(lines, document["rungs"], strict=True)]
     orders = ladder.orders_table(ladder.Order(**order) for order in document["orders"])
-    return {"rungs": as_markdown(rungs), "orders": as_markdown(orders)}
+    return {"rungs": as_markdown((header, lines)), "orders": as_markdown(orders)}
 
 
 def make_flow_tables(document: dict[str, Any]) -> dict[str, str]:

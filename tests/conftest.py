@@ -1,6 +1,6 @@
 """Settings shared by all tests."""
 
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -34,6 +34,44 @@ def script(monkeypatch, request):
     for name in set(sys.modules) - before:
         if (folder / f"{name}.py").exists():
             del sys.modules[name]
+
+
+@pytest.fixture
+def table():
+    """benchmarks/table.py"""
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
+    if not path.is_file():
+        pytest.skip("benchmarks/ is not beside the tests")
+    spec = importlib.util.spec_from_file_location("table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs a script as from a shell: its status, and what it has written on standard output and standard error."""
+
+    def run_main(module, *args):
+        monkeypatch.setattr(sys, "argv", [Path(module.__file__).name, *map(str, args)])
+        return module.main(), *capsys.readouterr()
+
+    return run_main
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """One entry for each training step of a model."""
+    from fastrnn.models.training import Trainer
+
+    taken, step = [], Trainer.step
+
+    def counted(self, *args):
+        taken.append(type(self.model).__name__)
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    return taken
 
 
 @pytest.fixture

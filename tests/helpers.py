@@ -115,9 +115,13 @@ def draw(case: Case, seed: int = 0) -> Data:
     again.
     """
     rng = np.random.default_rng(seed)
-    data = _draw(case, rng)
+    return _until_compared(case, lambda: _draw(case, rng))
+
+
+def _until_compared(case: Case, make: Callable[[], Data]) -> Data:
+    data = make()
     while case.cell == "rnn_relu" and near_zero(case, data, float(np.finfo(case.dtype).eps)):
-        data = _draw(case, rng)
+        data = make()
     return data
 
 
@@ -299,21 +303,23 @@ def largest(a: np.ndarray) -> float:
     return float(np.max(np.abs(a), initial=0.0))
 
 
+_MANY = 64  # numbers, of which the largest error tells something
+
+
 def tolerances(case: Case, data: Data, expected: Arrays) -> dict[str, float]:
     """The error allowed to each result: 2 x the largest error of a plain loop in the same dtype + 8 eps max|expected|.
 
     The plain loop is the reference itself, run in the dtype of the case. A small layer has so few numbers in an array
     that their largest error means nothing (the only one may happen to be exact): there it is taken over several draws,
-    the more the fewer activations there are in one, and over all values, all gradients of data or all gradients of
-    weights.
+    with as many activations in all as a step of a layer that is not small has, and over all values, all gradients of
+    data or all gradients of weights.
     """
-    few = case.output < 16 or case.B * case.output < 64
-    activations = max(1, case.T * case.B * case.output)
+    few = case.output < 16 or case.B * case.output < _MANY
+    activations = case.output * (case.T * case.B if data.lengths is None else int(data.lengths.sum()))
     errors = dict.fromkeys(expected, 0.0)
-    for other in range(max(4, 64 // activations) if few else 1):
+    for other in range(max(4, -(-_MANY // activations)) if few and activations else 1):
         if other:
-            fresh = _draw(case, np.random.default_rng(other))
-            data = replace(data, x=fresh.x, state=fresh.state, dy=fresh.dy, dstate=fresh.dstate)
+            data = _drawn_anew(case, data, np.random.default_rng(other))
         precise = exact(case, data) if other else expected
         plain = run(reference, case, data, dtype=case.dtype)
         errors = {name: max(error, largest(plain[name] - precise[name])) for name, error in errors.items()}
@@ -321,6 +327,16 @@ def tolerances(case: Case, data: Data, expected: Arrays) -> dict[str, float]:
         errors = {name: max(errors[other] for other in errors if _family(other) == _family(name)) for name in errors}
     eps = float(np.finfo(case.dtype).eps)
     return {name: 2 * error + 8 * eps * largest(expected[name]) for name, error in errors.items()}
+
+
+def _drawn_anew(case: Case, data: Data, rng: np.random.Generator) -> Data:
+    """All but the weights, and what says which steps there are."""
+
+    def make() -> Data:
+        fresh = _draw(case, rng)
+        return replace(data, x=fresh.x, state=fresh.state, dy=fresh.dy, dstate=fresh.dstate)
+
+    return _until_compared(case, make)
 
 
 def _family(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ import pytest
 from fastrnn import _core, cli, output
 from fastrnn.bench import harness, machine, peers, report, shapes, worker
 
-TABLE = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
 TINY = ("--seconds", "0.01", "--threads", "1")
 
 
@@ -483,16 +481,6 @@ def test_tables(made):
     )
 
 
-@pytest.fixture
-def table():
-    if not TABLE.is_file():
-        pytest.skip("benchmarks/ is not beside the tests")
-    spec = importlib.util.spec_from_file_location("table", TABLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_memory_tables(table):
     peaks = [
         {"cell": cell, "shape": shape, "fastrnn": 3 << 20, "torch": 4 << 20}
@@ -517,14 +505,28 @@ def test_profile_tables(table):
     ]
 
 
-def test_tables_in_a_readme(table, made, monkeypatch, capsys, tmp_path):
+def test_ladder_tables(table):
+    rung = {
+        "name": "rnn", "valid_perplexity": 12.34, "test_perplexity": None, "parameters": 5678, "bytes": 9 << 20,
+        "tokens_per_second": 1234.5, "seconds": 90.0,
+    }  # fmt: skip
+    document = {"rungs": [rung], "orders": [{"order": 1, "entries": 1234, "bytes": 5 << 20, "unseen": 0.25}]}
+    tables = table.make_ladder_tables(document)
+    assert tables["rungs"].splitlines()[2] == "| rnn | 12.3 | - | 5,678 | 9.4 | 1,234 | 1.5 |"
+    assert tables["orders"].splitlines()[2] == "| 1 | 1,234 | 5.2 | 25.0% |"
+    document["rungs"] = [rung | {"threads": 2, "commit": None}]
+    lines = table.make_ladder_tables(document)["rungs"].splitlines()
+    assert lines[0].endswith(" minutes | threads | commit |")
+    assert lines[2].endswith(" 1.5 | 2 | - |")
+
+
+def test_tables_in_a_readme(table, made, run_main, tmp_path):
     path, readme = tmp_path / "two.json", tmp_path / "README.md"
     output.write_json(path, made)
     assert report.read_json(path) == made
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["table.py", str(path), *map(str, args)])
-        return table.main(), *capsys.readouterr()
+        return run_main(table, path, *args)
 
     train = output.as_markdown(report.main_table(made, "train"))
     status, out, _ = run()

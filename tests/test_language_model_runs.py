@@ -448,19 +448,24 @@ def test_weights_load_into_torch(tmp_path, options):
 
 
 def test_progress_lines(capsys, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(clock)))  # a second for each step
     lines = progress_module.Lines(interval=0.0)
     monkeypatch.setattr(progress_module, "Lines", lambda: lines)
     history = tiny().fit(TEXT, TEXT, epochs=1, **QUICK | {"progress": True, "lr": 0.0123})
     out, err = capsys.readouterr()
     assert out == ""
     shown = re.findall(
-        r"training: (\d)/8 \(\d+%\)  loss (\S+)  ppl (\S+)  [\d,]+ tok/s  lr (\S+)(  ETA 0:00:\d\d)?\n", err
+        r"training: (\d)/8 \((\d+%)\)  loss (\S+)  ppl (\S+)  [\d,]+ tok/s  lr (\S+)(?:  ETA (\S+))?\n", err
     )
-    assert [int(step) for step, *_ in shown] == list(range(1, 9))
-    for step, loss, perplexity, lr, left in shown:
-        assert float(perplexity) == pytest.approx(math.exp(float(loss)), rel=2e-3)  # the loss has three digits
+    assert [step for step, *_ in shown] == [*"12345678"]
+    for step, share, loss, perplexity, lr, left in shown:
+        assert share == f"{int(step) / 8:.0%}"
+        expected = math.exp(float(loss))
+        # The loss is told to three decimals, the perplexity to two.
+        assert float(perplexity) == pytest.approx(expected, rel=0, abs=5.1e-4 * expected + 5.1e-3)
         assert lr == "1.2e-02"
-        assert bool(left) == (step != "1")
+        assert left == (f"0:00:{8 - int(step):02}" if step != "1" else "")
     assert f"epoch 1/1: loss {history[0]['loss']:.3f}" in err
     assert "tokens/s" in err
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,35 +30,35 @@ def texts(tmp_path):
 
 
 @pytest.fixture
-def run(script, texts, monkeypatch, capsys):
+def run(script, texts, run_main):
     """Runs a script on the texts; its status, and what it shows on standard error."""
 
     def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *args, "--data", str(texts)])
-        return script(name).main(), capsys.readouterr().err
+        status, _, shown = run_main(script(name), *args, "--data", texts)
+        return status, shown
 
     return run
 
 
-def shrunk(recipe):
-    training = recipe.training | SHORT
-    return dataclasses.replace(recipe, model=recipe.model | TINY, training=training)
+def shrunk(recipe, **model):
+    return dataclasses.replace(recipe, model=recipe.model | TINY | model, training=recipe.training | SHORT)
 
 
-def test_a_recipe_goes_on_and_is_judged(script, run, texts, monkeypatch, tmp_path):
+def test_a_recipe_goes_on_and_is_judged(script, run, texts, steps, monkeypatch, tmp_path):
     recipes, out, file = script("recipes"), tmp_path / "out", tmp_path / "figures.json"
-    recipe = shrunk(recipes.RECIPES["wikitext2-tied"])
-    recipe = dataclasses.replace(recipe, model=recipe.model | {"embedding": 6})
+    recipe = shrunk(recipes.RECIPES["wikitext2-tied"], embedding=6)
     monkeypatch.setitem(recipes.RECIPES, "wikitext2-tied", recipe)
     parts = recipe.texts(texts)
     recipes.LanguageModel(**recipe.model).fit(
         parts["train"], parts["valid"], **recipe.training | {"seconds": 1e-9}, checkpoint=out, progress=False
     )
-    options = ("recipes", "wikitext2-tied", "--out", str(out))
-    status, shown = run(*options, "--json", str(file))
+    assert len(steps) == 1
+    options = ("recipes", "wikitext2-tied", "--out", out)
+    status, shown = run(*options, "--json", file)
     assert status == 0
     figures = json.loads(file.read_text())
     assert [record["epoch"] for record in figures["history"]] == [1, 2]
+    assert len(steps) == 2 * -(-(660 // 4 - 1) // 7)  # of 4 streams, 7 words at a time; none was taken twice
     assert figures["model"] == recipes.LanguageModel(**recipe.model).config
     assert figures["symbols"] == 10  # with <eos>
     tokens = {part: result["tokens"] for part, result in figures["results"].items()}
@@ -70,9 +67,9 @@ def test_a_recipe_goes_on_and_is_judged(script, run, texts, monkeypatch, tmp_pat
     assert figures["judged"] == {"part": "test", "figure": "perplexity", "most": 130.3, "got": perplexity}
     assert f"test perplexity {perplexity:.4f}, asked for at most 130.3" in shown
 
-    assert run(*options, "--json", str(file))[0] == 0  # nothing is left to train
+    assert run(*options, "--json", file)[0] == 0  # nothing is left to train
     assert json.loads(file.read_text())["history"] == figures["history"]
-    recipe.model["hidden"] = recipe.model["embedding"] = 7
+    monkeypatch.setitem(recipes.RECIPES, "wikitext2-tied", shrunk(recipe, embedding=7, hidden=7))
     status, shown = run(*options)
     assert status == 2
     assert f"{out} holds another model" in shown
@@ -80,9 +77,8 @@ def test_a_recipe_goes_on_and_is_judged(script, run, texts, monkeypatch, tmp_pat
 
 def test_a_recipe_against_the_clock(script, run, monkeypatch, tmp_path):
     recipes, out = script("recipes"), tmp_path / "out"
-    recipe = shrunk(recipes.RECIPES["tinyshakespeare"])
-    monkeypatch.setitem(recipes.RECIPES, "tinyshakespeare", recipe)
-    options = ("recipes", "tinyshakespeare", "--out", str(out))
+    monkeypatch.setitem(recipes.RECIPES, "tinyshakespeare", shrunk(recipes.RECIPES["tinyshakespeare"]))
+    options = ("recipes", "tinyshakespeare", "--out", out)
     assert run(*options)[0] == 0
     log = (out / "log.csv").read_text()
     assert run(*options)[0] == 0  # which is judged again
@@ -93,32 +89,68 @@ def test_a_recipe_against_the_clock(script, run, monkeypatch, tmp_path):
     assert f"{out} holds a run against the clock that did not end by itself" in shown
 
 
-def test_the_ladder_grows_in_its_file(script, run, monkeypatch, tmp_path):
-    climb, out, file = script("ladder"), tmp_path / "out", tmp_path / "ladder.json"
-    monkeypatch.setattr(climb, "RECIPE", shrunk(climb.RECIPE))
-    monkeypatch.setattr(climb, "OPTIONS", climb.OPTIONS | TINY)
-    monkeypatch.setattr(climb, "SETTING", climb.SETTING | {"training": climb.RECIPE.training})
-    for models, commit in ((["rnn", "ngram"], "first"), (["window"], None), (["rnn"], "third")):
-        monkeypatch.setattr(climb.machine, "commit", lambda commit=commit: commit)
-        run("ladder", *models, "--out", str(out), "--json", str(file))
-    figures = json.loads(file.read_text())
-    assert {rung["name"]: rung["commit"] for rung in figures["rungs"]} == {
-        "1-gram": "first", "5-gram add_k": "first", "5-gram stupid_backoff": "first", "5-gram kneser_ney": "first",
-        "window": None, "rnn": "third",
+@pytest.fixture
+def climb(script, monkeypatch):
+    """ladder.py with tiny models and a short training."""
+    climb = script("ladder")
+    recipe = shrunk(climb.RECIPE)
+    options = climb.OPTIONS | TINY
+    for name, value in {
+        "RECIPE": recipe,
+        "OPTIONS": options,
+        "SETTING": climb.SETTING | {"model": options, "training": recipe.training},
+    }.items():
+        monkeypatch.setattr(climb, name, value)
+    return climb
+
+
+def test_the_ladder_grows_in_its_file(climb, run, monkeypatch, tmp_path):
+    file, ngrams = tmp_path / "ladder.json", [f"5-gram {kind}" for kind in ("add_k", "stupid_backoff", "kneser_ney")]
+
+    def climbed(commit, threads, *models):
+        monkeypatch.setattr(climb.machine, "commit", lambda: commit)
+        monkeypatch.setattr(climb.fastrnn, "get_num_threads", lambda: threads)
+        run("ladder", *models, "--out", tmp_path / "out", "--json", file)
+        figures = json.loads(file.read_text())
+        assert [order["order"] for order in figures["orders"]] == [1, 2, 3, 4, 5]
+        return {rung["name"]: rung for rung in figures["rungs"]}
+
+    first = climbed("one", 1, "rnn", "ngram")
+    assert list(first) == ["1-gram", *ngrams, "rnn"]
+    assert {(rung["commit"], rung["threads"]) for rung in first.values()} == {("one", 1)}
+    second = climbed(None, 2, "window", "rnn")
+    assert list(second) == ["1-gram", *ngrams, "window", "rnn"]
+    assert (second["window"]["commit"], second["window"]["threads"]) == (None, 2)
+    assert {name: second[name] for name in first} == first  # the RNN was not trained again
+    third = climbed("three", 3, "ngram")
+    assert {name: rung["commit"] for name, rung in third.items()} == {
+        **dict.fromkeys(["1-gram", *ngrams], "three"), "window": None, "rnn": "one",
     }  # fmt: skip
-    assert [order["order"] for order in figures["orders"]] == [1, 2, 3, 4, 5]
 
-    spec = importlib.util.spec_from_file_location("table", Path(climb.__file__).parent.parent / "table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    lines = table.make_ladder_tables(figures)["rungs"].splitlines()
-    assert [line.split(" | ")[-1] for line in lines[2:]] == [*["first |"] * 4, "- |", "third |"]
 
-    before = file.read_text()
-    monkeypatch.setattr(climb, "SETTING", climb.SETTING | {"rates": {}})
-    with pytest.raises(SystemExit, match=r"ladder\.json is of another rates; choose another file"):
-        run("ladder", "rnn", "--out", str(out), "--json", str(file))
-    assert file.read_text() == before
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": {}}, "must have rates {'window': 5.0"),
+        ({"model": None}, "must have model {'level': 'word'"),
+        ("", "must be JSON: Expecting value"),
+        ("[]", "must hold rungs and orders; choose another file"),
+        ('{"rungs": []}', "must hold rungs and orders; choose another file"),
+        ({"rungs": [{"name": "rnn", "seconds": 1.0, "commit": "a", "machine": {}}]}, "got none for threads"),
+    ],
+)
+def test_a_file_of_another_ladder(climb, run, capsys, tmp_path, change, message):
+    file = tmp_path / "ladder.json"
+    text = change if isinstance(change, str) else json.dumps(climb.SETTING | {"rungs": [], "orders": []} | change)
+    file.write_text(text)
+    with pytest.raises(SystemExit) as raised:
+        run("ladder", "rnn", "--out", tmp_path / "out", "--json", file)
+    assert raised.value.code == 2
+    shown = capsys.readouterr().err
+    assert f"argument --json: {file} must " in shown
+    assert message in shown
+    assert file.read_text() == text
+    assert not (tmp_path / "out").exists()
 
 
 def small_shape(baseline, name):
@@ -162,14 +194,14 @@ def test_shares_of_a_step(torch, script, texts):
 
 
 def test_gradient_flow(script, run, texts, monkeypatch, tmp_path):
-    pytest.importorskip("PIL")
+    pytest.importorskip("matplotlib")
     flow = script("gradient_flow")
     monkeypatch.setattr(flow, "MODEL", flow.MODEL | TINY)
     monkeypatch.setattr(flow, "TRAINING", flow.TRAINING | {"batch_size": 4, "bptt": 9})
     monkeypatch.setattr(flow, "FLOW", {"steps": 100, "windows": 2})
     monkeypatch.setattr(flow, "STEPS", {"steps": 4, "lr": 1.0, "batch_size": 3, "bptt": 8})
     file, picture = tmp_path / "flow.json", tmp_path / "flow.png"
-    run("gradient_flow", "--epochs", "1", "--json", str(file), "--plot", str(picture))
+    run("gradient_flow", "--epochs", "1", "--json", file, "--plot", picture)
     results = json.loads(file.read_text())["results"]
     assert list(results) == list(flow.CELLS)
     for name, result in results.items():
@@ -178,8 +210,10 @@ def test_gradient_flow(script, run, texts, monkeypatch, tmp_path):
             assert list(norms) == (["h", "c"] if name == "LSTM" else ["h"])
             for quartiles in norms.values():
                 assert np.shape(quartiles["median"]) == (1, 100)
-                assert np.all(np.asarray(quartiles["median"]) >= quartiles["lower_quartile"])
+                assert np.all(np.isfinite(quartiles["median"]))
+        assert result["before"]["norms"] != result["after"]["norms"]
         assert [one["clip"] for one in result["runs"]] == [None, 0.25]
+        assert [len(one["norms"]) for one in result["runs"]] == [4, 4]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

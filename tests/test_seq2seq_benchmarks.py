@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -70,22 +69,23 @@ def test_multi30k(script, texts):
     assert set(" ".join(parts["test"][1])) <= set("abcden ")
 
 
-def test_a_recipe_goes_on_and_is_judged(script, shrink, texts, monkeypatch, capsys, tmp_path):
+def test_a_recipe_goes_on_and_is_judged(script, shrink, texts, run_main, steps, tmp_path):
     recipes, out, file = script("recipes"), tmp_path / "out", tmp_path / "figures.json"
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["recipes.py", "g2p-64", "--data", str(texts), "--out", str(out), *args])
-        return recipes.main(), capsys.readouterr().err
+        status, _, shown = run_main(recipes, "g2p-64", "--data", texts, "--out", out, *args)
+        return status, shown
 
     recipe = shrink("g2p-64", training={"epochs": 2, "batch_size": 9})
     pairs = recipe.pairs(texts)
     recipes.Seq2Seq(**recipe.model).fit(
         pairs["train"], pairs["valid"], **recipe.training | {"seconds": 1e-9}, checkpoint=out, progress=False
     )
-    status, shown = run("--json", str(file))
+    status, shown = run("--json", file)
     assert status == 0
     figures = json.loads(file.read_text())
     assert [record["epoch"] for record in figures["history"]] == [1, 2]
+    assert len(steps) == 2 * -(-len(pairs["train"][0]) // 9)  # none was taken twice
     assert figures["model"] == recipes.Seq2Seq(**recipe.model).config
     assert figures["pairs"] == {"train": len(pairs["train"][0]), "valid": 3, "test": 6}
     assert [(each["beam"], each["unknown"]) for each in figures["outputs"]] == [(1, "keep"), (5, "keep")]
@@ -94,7 +94,7 @@ def test_a_recipe_goes_on_and_is_judged(script, shrink, texts, monkeypatch, caps
     assert f"error {error:.4g}, asked for at most 0.396" in shown
 
     again = file.read_text()
-    assert run("--json", str(file))[0] == 0  # nothing is left to train
+    assert run("--json", file)[0] == 0  # nothing is left to train
     assert json.loads(file.read_text())["history"] == json.loads(again)["history"]
     shrink("g2p-64", model={"hidden": 7})
     status, shown = run()
@@ -134,7 +134,7 @@ def test_plain_models_of_torch_are_the_same(torch, script, shrink, texts, name, 
         assert figures["equal"] == 1.0
 
 
-def test_what_differs_has_no_speed(torch, script, shrink, texts, monkeypatch, capsys):
+def test_what_differs_has_no_speed(torch, script, shrink, texts, run_main, monkeypatch):
     baseline, plain = script("torch_baseline"), script("plain")
     shrink("g2p-512", training={"batch_size": 4})
     load = plain.Plain.load
@@ -145,10 +145,9 @@ def test_what_differs_has_no_speed(torch, script, shrink, texts, monkeypatch, ca
             self.output.weight.neg_()
 
     monkeypatch.setattr(plain.Plain, "load", wrong)
-    args = ["torch_baseline.py", "--data", str(texts), "--shapes", "g2p-512", "--seconds", "0"]
-    monkeypatch.setattr(sys, "argv", args)
-    assert baseline.main() == 2
-    assert "losses of step 1 must differ by at most" in capsys.readouterr().err
+    status, _, shown = run_main(baseline, "--data", texts, "--shapes", "g2p-512", "--seconds", "0")
+    assert status == 2
+    assert "losses of step 1 must differ by at most" in shown
     model, pairs = baseline.make_trainer("g2p-512", texts).model, baseline.RECIPES["g2p-512"].pairs(texts)["test"]
     for beam in (1, 5):
         with pytest.raises(ValueError, match=r"outputs for '.+' must be the same, or as near as"):
