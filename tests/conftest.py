@@ -23,11 +23,17 @@ hypothesis.settings.load_profile("fastrnn")
 
 
 @pytest.fixture
-def script(monkeypatch, request):
-    """Imports a script of the folder in benchmarks/ that the test's module has as FOLDER, as one beside it does."""
-    folder = Path(__file__).resolve().parent.parent / "benchmarks" / request.module.FOLDER
+def benchmarks():
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
     if not folder.is_dir():
         pytest.skip("benchmarks/ is not beside the tests")
+    return folder
+
+
+@pytest.fixture
+def script(benchmarks, monkeypatch, request):
+    """Imports a script of the folder in benchmarks/ that the test's module has as FOLDER, as one beside it does."""
+    folder = benchmarks / request.module.FOLDER
     monkeypatch.syspath_prepend(folder)
     before = set(sys.modules)
     yield importlib.import_module
@@ -37,12 +43,9 @@ def script(monkeypatch, request):
 
 
 @pytest.fixture
-def table():
+def table(benchmarks):
     """benchmarks/table.py"""
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
-    if not path.is_file():
-        pytest.skip("benchmarks/ is not beside the tests")
-    spec = importlib.util.spec_from_file_location("table", path)
+    spec = importlib.util.spec_from_file_location("table", benchmarks / "table.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -61,7 +64,7 @@ def run_main(monkeypatch, capsys):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """One entry for each training step of a model."""
+    """The kind of model of each training step that is taken."""
     from fastrnn.models.training import Trainer
 
     taken, step = [], Trainer.step
